@@ -21,8 +21,8 @@ from tidewaiter_core.varlink.peer import Authorize, peer_of
 logger = logging.getLogger(__name__)
 
 _ACCEPT_WAIT_S = 0.2
-_END_POLITE_S = 0.3
-_END_HARD_S = 0.3
+_END_POLITE_S = 0.2
+_END_HARD_S = 0.2
 
 
 class StopRequest(Protocol):
