@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tidewaiter_core.varlink import Client, NotReachable, ProtocolError, VarlinkError
+from tidewaiter_core.varlink import Call, Client, Handler, NotReachable, ProtocolError, VarlinkError
 
 from tests.sim.varlink import serving
 
@@ -41,6 +42,10 @@ def scripted(folder: Path, script: Callable[[socket.socket], None]) -> Iterator[
         listener.close()
 
 
+def hang(done: threading.Event) -> None:
+    done.wait(5)
+
+
 def answer(message: object) -> Callable[[socket.socket], None]:
     data = message if isinstance(message, bytes) else json.dumps(message).encode() + b"\0"
     return lambda connection: connection.sendall(data)
@@ -58,7 +63,7 @@ def test_a_socket_that_does_not_exist_is_not_reachable(tmp_path: Path) -> None:
 
 def test_no_answer_in_time_says_that_the_effect_is_unknown(tmp_path: Path) -> None:
     done = threading.Event()
-    with scripted(tmp_path, lambda connection: bool(done.wait(5)) and None) as path:
+    with scripted(tmp_path, lambda connection: hang(done)) as path:
         with (
             Client(path) as client,
             pytest.raises(NotReachable, match=r"within 0\.1 s; its effect is unknown"),
@@ -68,9 +73,12 @@ def test_no_answer_in_time_says_that_the_effect_is_unknown(tmp_path: Path) -> No
 
 
 def test_a_service_that_ends_without_an_answer_is_not_reachable(tmp_path: Path) -> None:
-    with scripted(tmp_path, lambda connection: None) as path, Client(path) as client:
-        with pytest.raises(NotReachable, match="ended the connection without answering"):
-            client.call(LEASE)
+    with (
+        scripted(tmp_path, lambda connection: None) as path,
+        Client(path) as client,
+        pytest.raises(NotReachable, match="ended the connection without answering"),
+    ):
+        client.call(LEASE)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +95,12 @@ def test_a_service_that_ends_without_an_answer_is_not_reachable(tmp_path: Path) 
 def test_an_answer_that_is_not_varlink_or_not_the_interface_is_a_protocol_error(
     tmp_path: Path, message: object, finding: str
 ) -> None:
-    with scripted(tmp_path, answer(message)) as path, Client(path) as client:
-        with pytest.raises(ProtocolError, match=finding) as caught:
-            client.call(LEASE)
+    with (
+        scripted(tmp_path, answer(message)) as path,
+        Client(path) as client,
+        pytest.raises(ProtocolError, match=finding) as caught,
+    ):
+        client.call(LEASE)
     assert not caught.value.retryable
 
 
@@ -123,7 +134,7 @@ def test_the_client_connects_again_after_the_service_was_restarted(tmp_path: Pat
 
 
 def test_an_error_in_a_stream_ends_it_and_leaves_the_connection_usable(tmp_path: Path) -> None:
-    def hold(call: object) -> Iterator[dict[str, object]]:
+    def hold(call: Call) -> Iterator[dict[str, Any]]:
         yield {
             "lease": {
                 "lease_id": "l",
@@ -135,7 +146,9 @@ def test_an_error_in_a_stream_ends_it_and_leaves_the_connection_usable(tmp_path:
         }
         raise VarlinkError("io.tidewaiter.Interlock.LeaseLost", {"why": "link"})
 
-    handlers = {"io.tidewaiter.Interlock": {"Hold": hold, "GetLease": lambda call: {"lease": None}}}
+    handlers: dict[str, dict[str, Handler]] = {
+        "io.tidewaiter.Interlock": {"Hold": hold, "GetLease": lambda call: {"lease": None}}
+    }
     with serving(tmp_path, handlers) as world, Client(world.path) as client:
         stream = client.more("io.tidewaiter.Interlock.Hold", {"purpose": "p", "ttl_ms": 1})
         assert next(stream)["lease"]["lease_id"] == "l"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ def test_a_message_ends_with_one_nul_and_has_no_other() -> None:
 
 
 def test_messages_come_back_whole_however_the_bytes_were_split() -> None:
-    messages = [{"n": 1}, {"text": "grün"}, {}]
+    messages: list[dict[str, Any]] = [{"n": 1}, {"text": "grün"}, {}]
     stream = b"".join(encode(message) for message in messages)
     for size in range(1, len(stream) + 1):
         decoder = Decoder()
