@@ -1,0 +1,64 @@
+"""Errors of the update engine, one family per place where they arise.
+
+A caller reacts to `code` and `retryable`; a class of its own exists only where a caller reacts differently.
+Source: update-engine.md section 16.
+"""
+
+from __future__ import annotations
+
+from tidewaiter_core.errors import TidewaiterError
+
+
+class TrustError(TidewaiterError):
+    """The repository, not the way to it, is at fault: nothing of it is used, the fault is audited, the next poll tries again.
+
+    Codes: trust.repository, trust.threshold, trust.expired, trust.rollback, trust.hash-policy, trust.target,
+    trust.floor-lost, trust.storage (our own disk), trust.child (the verifying process died).
+    """
+
+    code = "trust.repository"
+    retryable = True
+
+
+class SourceError(TidewaiterError):
+    """Bytes did not arrive as they should; another attempt or another source may help.
+
+    Codes: source.unavailable, source.slow, source.vanished, source.not-metadata, source.bad-range, source.bad-bytes,
+    source.path.
+    """
+
+    code = "source.unavailable"
+    retryable = True
+
+
+class SourceRefusedError(SourceError):
+    """The server answered 403 or 404: final for this attempt, asking again at once would loop for ever."""
+
+    code = "source.unavailable"
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+        """404 or 403, which TUF reads as "there is no newer root"."""
+
+
+class SlotError(TidewaiterError):
+    """A slot device is not what it must be, or refused a read, a write or a sync.
+
+    Codes: slot.size, slot.busy, slot.read-only, slot.booted, slot.label (refused before anything is written),
+    slot.io (retryable), slot.medium (the medium does not keep what it is given).
+    """
+
+    code = "slot.io"
+
+
+class BudgetError(TidewaiterError):
+    """More bytes would be fetched than release and site allow; nothing is fetched before a person or server decides."""
+
+    code = "update.budget"
+
+
+class InstallCancelledError(TidewaiterError):
+    """The engine asked to stop; the slot stays unbootable and what was written is reused by the next attempt."""
+
+    code = "update.cancelled"
