@@ -1,0 +1,1 @@
+"""Programs that keep the repository true: set-up, generated reference pages, README check."""
