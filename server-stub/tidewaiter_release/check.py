@@ -1,0 +1,139 @@
+"""Proves that a build can be installed before anybody signs it: every unit is decoded and every hash recomputed.
+
+The checks are those a device makes, in one pass over index and pack, with one chunk in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from tidewaiter_core.payload import (
+    STANDARD,
+    IndexReader,
+    Limits,
+    Method,
+    PackHeader,
+    PayloadChunkError,
+    PayloadLengthError,
+    Release,
+    SlotComponent,
+    require_match,
+)
+from tidewaiter_core.payload.index import ReadAt
+
+from tidewaiter_release import zstd
+from tidewaiter_release.build import read_release, slot_files
+from tidewaiter_release.errors import BuildMismatchError, InputError
+from tidewaiter_release.progress import Progress
+
+
+def check_build(
+    directory: Path, *, limits: Limits = STANDARD, stream: TextIO | None = None
+) -> tuple[bytes, Release]:
+    """The release document of a build directory, after proving that its index and pack give the image it names.
+
+    Raises:
+        ReleaseToolError: A file is missing, or is not the one that release.json names.
+        PayloadError: A file breaks its format, or the image it gives is another.
+    """
+    data, release = read_release(directory, limits=limits)
+    slot, index_name, pack_name = slot_files(release)
+    index_path, pack_path = directory / index_name, directory / pack_name
+    for path, part in ((index_path, slot.index), (pack_path, slot.pack)):
+        check_file(path, length=part.length, sha256=part.sha256)
+    progress = Progress(f"checking {release.version}", slot.image_bytes, stream=stream)
+    with index_path.open("rb") as index, pack_path.open("rb") as pack:
+        reader = IndexReader(_read_at(index.fileno()), slot.index.length, limits=limits)
+        check_slot(slot, reader, _read_at(pack.fileno()), limits=limits, progress=progress.update)
+    progress.finish()
+    return data, release
+
+
+def check_file(path: Path, *, length: int, sha256: str) -> None:
+    """Refuse a file that is not the one signed for.
+
+    Raises:
+        InputError: It cannot be read.
+        BuildMismatchError: Length or hash differ.
+    """
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found == length:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read: {err}") from err
+    if found != length:
+        raise BuildMismatchError(f"{path}: {found} bytes, its release names {length}; not published")
+    if digest != sha256:
+        raise BuildMismatchError(f"{path}: sha256 {digest}, its release names {sha256}; not published")
+
+
+def check_slot(
+    slot: SlotComponent,
+    reader: IndexReader,
+    read_pack: ReadAt,
+    *,
+    limits: Limits = STANDARD,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Decode the whole image and compare it with what release.json says.
+
+    Raises:
+        PayloadError: The first thing that is wrong.
+    """
+    require_match(reader.header, slot)
+    reader.verify_tables()
+    header = PackHeader.parse(read_pack(0, 64), length=slot.pack.length, limits=limits)
+    if header.image_root != slot.image_root:
+        raise PayloadChunkError(f"pack: of image {header.image_root}, release.json says {slot.image_root}")
+    image = hashlib.sha256()
+    done = 0
+    for number in range(reader.header.chunk_count):
+        chunk = read_chunk(reader, read_pack, number)
+        image.update(chunk)
+        done += len(chunk)
+        if progress is not None:
+            progress(done)
+    if image.hexdigest() != slot.image_sha256:
+        raise PayloadChunkError(f"image: sha256 {image.hexdigest()}, release.json says {slot.image_sha256}")
+
+
+def read_chunk(reader: IndexReader, read_pack: ReadAt, number: int) -> bytes:
+    """One chunk of the image, hashed before and after decoding.
+
+    Raises:
+        PayloadError: It cannot be what the index says.
+    """
+    length, what = reader.chunk_length(number), f"chunk {number}"
+    unit = reader.unit(number)
+    if unit.method is Method.SAME:
+        unit = reader.unit(unit.offset)
+    if unit.method is Method.ZERO:
+        chunk = bytes(length)
+    else:
+        stored = read_pack(unit.offset, unit.stored_bytes)
+        if hashlib.sha256(stored).digest() != unit.sha256:
+            raise PayloadChunkError(f"pack: {what}: the stored bytes have another hash than the index says")
+        chunk = (
+            stored
+            if unit.method is Method.RAW
+            else zstd.decompress(stored, length=length, what=f"pack: {what}")
+        )
+    if hashlib.sha256(chunk).digest() != reader.chunk_hash(number):
+        raise PayloadChunkError(f"pack: {what}: the decoded bytes have another hash than the index says")
+    return chunk
+
+
+def _read_at(fd: int) -> ReadAt:
+    def read_at(offset: int, length: int) -> bytes:
+        data = os.pread(fd, length, offset)
+        if len(data) != length:
+            raise PayloadLengthError(f"file: ends within bytes {offset}+{length}")
+        return data
+
+    return read_at

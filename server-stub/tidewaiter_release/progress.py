@@ -1,0 +1,74 @@
+"""A progress bar where a person looks, plain lines where a log looks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+_BAR_CELLS = 30
+_REDRAW_S = 0.1
+_LINE_EVERY_PERCENT = 10
+_LINE_EVERY_S = 1.0
+
+
+class Progress:
+    """Bytes done of bytes to do, on one stream. With stream None it only counts."""
+
+    def __init__(
+        self,
+        label: str,
+        total_bytes: int,
+        *,
+        stream: TextIO | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label = label
+        self._total = max(total_bytes, 1)
+        self._stream = stream
+        self._tty = stream is not None and stream.isatty()
+        self._now = now
+        self._started = self._drawn = now()
+        self._percent_line = 0
+
+    def update(self, done_bytes: int) -> None:
+        """Show that `done_bytes` are done; cheap enough to call per chunk."""
+        if self._stream is None:
+            return
+        percent = min(100, done_bytes * 100 // self._total)
+        now = self._now()
+        if self._tty:
+            if now - self._drawn >= _REDRAW_S:
+                self._drawn = now
+                self._write("\r" + self._bar(done_bytes, percent))
+        elif self._percent_line + _LINE_EVERY_PERCENT <= percent < 100 and now - self._drawn >= _LINE_EVERY_S:
+            self._drawn = now
+            self._percent_line = percent - percent % _LINE_EVERY_PERCENT
+            self._write(f"{self._label}: {percent} % of {_size(self._total)}\n")
+
+    def finish(self) -> None:
+        """Show the end and leave the line."""
+        if self._stream is None:
+            return
+        seconds = self._now() - self._started
+        if self._tty:
+            self._write(f"\r{self._bar(self._total, 100)} in {seconds:.1f} s\n")
+        else:
+            self._write(f"{self._label}: done, {_size(self._total)} in {seconds:.1f} s\n")
+
+    def _bar(self, done_bytes: int, percent: int) -> str:
+        cells = percent * _BAR_CELLS // 100
+        speed = done_bytes / max(self._now() - self._started, 0.001)
+        return (
+            f"{self._label} [{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {percent:3d} % "
+            f"of {_size(self._total)}, {_size(int(speed))}/s   "
+        )
+
+    def _write(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"

@@ -1,0 +1,23 @@
+"""The TUF repository: ceremony, publishing, refreshing, checking. The only place of the release tool that knows TUF.
+
+Source: update-engine.md sections 5.1 and 15; https://theupdateframework.github.io/specification/latest/
+"""
+
+from tidewaiter_release.repository.ceremony import init_repository, rotate_keys
+from tidewaiter_release.repository.publish import Published, publish, refresh
+from tidewaiter_release.repository.roles import ROLES, RoleSpec
+from tidewaiter_release.repository.signing import Desk, WallClock
+from tidewaiter_release.repository.store import Store
+
+__all__ = [
+    "ROLES",
+    "Desk",
+    "Published",
+    "RoleSpec",
+    "Store",
+    "WallClock",
+    "init_repository",
+    "publish",
+    "refresh",
+    "rotate_keys",
+]

@@ -1,0 +1,123 @@
+"""Signs changed roles and puts them in place: everything is signed in memory before the first byte is written.
+
+Order on disk: delegated roles, targets, a new root, snapshot, and timestamp.json last. A client that comes in between
+sees the old repository whole; after the last rename it sees the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import Metadata, MetaFile, Root, Targets
+
+from tidewaiter_release.errors import ThresholdError
+from tidewaiter_release.repository import keys
+from tidewaiter_release.repository.roles import ROLES
+from tidewaiter_release.repository.store import State, Store
+
+
+class WallClock(Protocol):
+    """Now, for expiry times. A test's clock decides how old a repository is."""
+
+    def now_utc(self) -> datetime: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """Who signs, when, and for how long."""
+
+    keys: Path
+    clock: WallClock
+    lifetimes: Mapping[str, timedelta] = field(default_factory=dict)
+    """Overrides of the table, by role name."""
+
+    def expires(self, role: str) -> datetime:
+        """When metadata of this role expires if it is signed now."""
+        now = self.clock.now_utc().replace(microsecond=0)
+        return now + self.lifetimes.get(role, ROLES[role].lifetime)
+
+    def sign(self, role: str, metadata: Metadata[Any], delegator: Root | Targets) -> bytes:
+        """The bytes of `metadata` with the signatures of every key of its role that is at hand.
+
+        Raises:
+            ThresholdError: Too few keys.
+            KeyFileError: A key file cannot be used.
+        """
+        metadata.signatures.clear()
+        self.add_signatures(role, metadata, delegator)
+        return metadata.to_bytes()
+
+    def add_signatures(self, role: str, metadata: Metadata[Any], delegator: Root | Targets) -> None:
+        """Add the signatures that `delegator` asks for and check that they are enough."""
+        wanted = delegator.get_delegated_role(role)
+        for signer in keys.signers(self.keys, role, keyids=wanted.keyids, threshold=wanted.threshold):
+            metadata.sign(signer, append=True)
+        try:
+            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except UnsignedMetadataError as err:
+            raise ThresholdError(f"role {role}: {err}; nothing was published") from err
+
+
+def commit(store: Store, state: State, desk: Desk, *, changed: Collection[str]) -> None:
+    """Give every role in `changed` a new version and expiry, then a new snapshot and timestamp.
+
+    Args:
+        changed: Targets roles whose `signed` part the caller has changed; empty for a mere refresh.
+
+    Raises:
+        ReleaseToolError: Nothing was written.
+    """
+    write_files(store, prepare(state, desk, changed=changed))
+
+
+def prepare(state: State, desk: Desk, *, changed: Collection[str]) -> dict[str, bytes]:
+    """The new metadata files by name, in the order in which they must be written."""
+    files: dict[str, bytes] = {}
+    for role in sorted(changed, key=lambda name: name == "targets"):
+        metadata = state.targets_role(role)
+        metadata.signed.version += 1
+        metadata.signed.expires = desk.expires(role)
+        delegator = state.root.signed if role == "targets" else state.targets.signed
+        data = desk.sign(role, metadata, delegator)
+        files[f"{metadata.signed.version}.{role}.json"] = data
+        state.snapshot.signed.meta[f"{role}.json"] = describe(metadata.signed.version, data)
+    files.update(prepare_online(state, desk, renew_snapshot=bool(changed) or _half_spent(state, desk)))
+    return files
+
+
+def prepare_online(state: State, desk: Desk, *, renew_snapshot: bool) -> dict[str, bytes]:
+    """New timestamp and, if asked for, new snapshot."""
+    files: dict[str, bytes] = {}
+    if renew_snapshot:
+        snapshot = state.snapshot.signed
+        snapshot.version += 1
+        snapshot.expires = desk.expires("snapshot")
+        data = desk.sign("snapshot", state.snapshot, state.root.signed)
+        files[f"{snapshot.version}.snapshot.json"] = data
+        state.timestamp.signed.snapshot_meta = describe(snapshot.version, data)
+    state.timestamp.signed.version += 1
+    state.timestamp.signed.expires = desk.expires("timestamp")
+    files["timestamp.json"] = desk.sign("timestamp", state.timestamp, state.root.signed)
+    return files
+
+
+def write_files(store: Store, files: Mapping[str, bytes]) -> None:
+    """Put the files in place, in their order, each durable before the next."""
+    for name, data in files.items():
+        store.write(name, data)
+
+
+def describe(version: int, data: bytes) -> MetaFile:
+    """How one metadata file names another: version, length, sha256."""
+    return MetaFile.from_data(version, data, ["sha256"])
+
+
+def _half_spent(state: State, desk: Desk) -> bool:
+    """Whether less than half of a snapshot's life is left: each refresh would otherwise leave one more file for ever."""
+    lifetime = desk.lifetimes.get("snapshot", ROLES["snapshot"].lifetime)
+    return state.snapshot.signed.expires - desk.clock.now_utc() < lifetime / 2

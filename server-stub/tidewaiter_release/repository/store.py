@@ -1,0 +1,230 @@
+"""The repository on disk: reads it only as far as it verifies, writes it so that a client never sees half of it.
+
+Layout: `metadata/{N.root,N.targets,N.<role>,N.snapshot,timestamp}.json` and hash-prefixed files under `targets/`.
+Consistent snapshots make every file but timestamp.json immutable and newly named, so one rename publishes everything.
+A file that a crash left behind is named by nothing and is overwritten by the next attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tidewaiter_core.durable import write_atomic
+from tuf.api.exceptions import RepositoryError as TufRepositoryError
+from tuf.api.metadata import (
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+from tuf.api.serialization import DeserializationError
+
+from tidewaiter_release.errors import InputError, RepositoryBusyError, RepositoryError
+from tidewaiter_release.repository.roles import MAX_ROOT_ROTATIONS
+
+_COPY_BYTES = 2**20
+_LIMIT_BYTES = 16 * 2**20
+
+_S = TypeVar("_S", Root, Timestamp, Snapshot, Targets)
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """The verified current metadata. Changed in memory, then signed and written by `signing.commit`."""
+
+    root: Metadata[Root]
+    timestamp: Metadata[Timestamp]
+    snapshot: Metadata[Snapshot]
+    targets: Metadata[Targets]
+    delegated: dict[str, Metadata[Targets]]
+
+    def targets_role(self, role: str) -> Metadata[Targets]:
+        return self.targets if role == "targets" else self.delegated[role]
+
+    def verify(self, role: str, metadata: Metadata[_S]) -> None:
+        """Check the signatures of `metadata` against whoever delegates to `role`."""
+        delegator: Root | Targets = self.targets.signed if role in self.delegated else self.root.signed
+        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+
+
+class Store:
+    """One repository directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.metadata = directory / "metadata"
+        self.targets = directory / "targets"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the repository for writing.
+
+        Raises:
+            RepositoryBusyError: Another process holds it.
+            RepositoryError: There is no repository.
+        """
+        try:
+            fd = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as err:
+            raise RepositoryError(f"{self.directory}: no repository that can be written: {err}") from err
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as err:
+            raise RepositoryBusyError(
+                f"{self.directory}: another process is publishing; nothing was changed"
+            ) from err
+        finally:
+            os.close(fd)
+
+    def load(self) -> State:
+        """The current metadata, each file verified by the one that names it; expiry does not matter here.
+
+        Raises:
+            RepositoryError: A file is missing or does not verify. Signing on top of it would sign what an intruder wrote.
+        """
+        try:
+            return self._load()
+        except (TufRepositoryError, DeserializationError, ValueError, KeyError) as err:
+            raise RepositoryError(
+                f"{self.metadata}: does not verify: {err}; nothing is signed on top of it"
+            ) from err
+
+    def _load(self) -> State:
+        roots = self.roots()
+        root = roots[-1]
+        timestamp: Metadata[Timestamp] = self._parse("timestamp.json", Timestamp)
+        # Between the two renames of a root rotation the old timestamp is still in place, signed by the root before.
+        last_error: TufRepositoryError | None = None
+        for delegator in reversed(roots[-2:]):
+            try:
+                delegator.signed.verify_delegate("timestamp", timestamp.signed_bytes, timestamp.signatures)
+                break
+            except TufRepositoryError as err:
+                last_error = last_error or err
+        else:
+            if last_error is not None:
+                raise last_error
+        trusted = delegator.signed
+        snapshot = self._named("snapshot", timestamp.signed.snapshot_meta, Snapshot)
+        trusted.verify_delegate("snapshot", snapshot.signed_bytes, snapshot.signatures)
+        targets = self._named("targets", snapshot.signed.meta["targets.json"], Targets)
+        trusted.verify_delegate("targets", targets.signed_bytes, targets.signatures)
+        delegated: dict[str, Metadata[Targets]] = {}
+        for role in (targets.signed.delegations.roles or {}) if targets.signed.delegations else {}:
+            metadata = self._named(role, snapshot.signed.meta[f"{role}.json"], Targets)
+            targets.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+            delegated[role] = metadata
+        return State(root=root, timestamp=timestamp, snapshot=snapshot, targets=targets, delegated=delegated)
+
+    def roots(self) -> list[Metadata[Root]]:
+        """Every root from 1 on, each verified by itself and by the one before.
+
+        Raises:
+            RepositoryError: The first one is missing or one does not verify.
+        """
+        chain: list[Metadata[Root]] = []
+        while len(chain) <= MAX_ROOT_ROTATIONS and (self.metadata / f"{len(chain) + 1}.root.json").exists():
+            number = len(chain) + 1
+            root: Metadata[Root] = self._parse(f"{number}.root.json", Root)
+            try:
+                for delegator in [*chain[-1:], root]:
+                    delegator.signed.verify_delegate("root", root.signed_bytes, root.signatures)
+            except (TufRepositoryError, ValueError) as err:
+                raise RepositoryError(f"{self.metadata}/{number}.root.json: does not verify: {err}") from err
+            if root.signed.version != number:
+                raise RepositoryError(
+                    f"{self.metadata}/{number}.root.json: holds version {root.signed.version}"
+                )
+            chain.append(root)
+        if not chain:
+            raise RepositoryError(f"{self.metadata}/1.root.json: missing; {self.directory} is no repository")
+        return chain
+
+    def target_path(self, target: TargetFile) -> Path:
+        """Where the file of a target lies: with its hash before its name."""
+        directory, _, name = target.path.rpartition("/")
+        return self.targets / directory / f"{target.hashes['sha256']}.{name}"
+
+    def place_target(self, source: Path, target: TargetFile) -> None:
+        """Copy a file to its place, whole or not at all; its content was checked and is checked again.
+
+        Raises:
+            InputError: It cannot be copied, or changed meanwhile.
+        """
+        place = self.target_path(target)
+        temporary = place.with_name(f".{place.name}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as reader, temporary.open("w+b") as writer:
+                while piece := reader.read(_COPY_BYTES):
+                    writer.write(piece)
+                writer.flush()
+                os.fchmod(writer.fileno(), 0o644)
+                os.fsync(writer.fileno())
+                writer.seek(0)
+                target.verify_length_and_hashes(writer)
+            temporary.replace(place)
+            sync_directories(place.parent, up_to=self.directory)
+        except (OSError, TufRepositoryError) as err:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"{source}: copying to {place} failed: {err}; nothing was published") from err
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put one metadata file in place."""
+        self.metadata.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.metadata / name, data, mode=0o644)
+
+    def read(self, name: str) -> bytes:
+        """One metadata file.
+
+        Raises:
+            RepositoryError: It cannot be read.
+        """
+        path = self.metadata / name
+        try:
+            with path.open("rb") as file:
+                data = file.read(_LIMIT_BYTES + 1)
+        except OSError as err:
+            raise RepositoryError(f"{path}: cannot be read: {err}") from err
+        if len(data) > _LIMIT_BYTES:
+            raise RepositoryError(f"{path}: larger than the {_LIMIT_BYTES} bytes of the largest metadata")
+        return data
+
+    def _named(self, role: str, meta: MetaFile, kind: type[_S]) -> Metadata[_S]:
+        name = f"{meta.version}.{role}.json"
+        meta.verify_length_and_hashes(self.read(name))
+        metadata = self._parse(name, kind)
+        if metadata.signed.version != meta.version:
+            raise RepositoryError(f"{self.metadata}/{name}: holds version {metadata.signed.version}")
+        return metadata
+
+    def _parse(self, name: str, kind: type[_S]) -> Metadata[_S]:
+        metadata = Metadata[_S].from_bytes(self.read(name))
+        if not isinstance(metadata.signed, kind):
+            raise RepositoryError(
+                f"{self.metadata}/{name}: holds {metadata.signed.type}, expected {kind.type}"
+            )
+        return metadata
+
+
+def sync_directories(directory: Path, *, up_to: Path) -> None:
+    """Make new directory entries durable, from the innermost out."""
+    while True:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if directory in (up_to, directory.parent):
+            return
+        directory = directory.parent
