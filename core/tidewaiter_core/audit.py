@@ -169,13 +169,13 @@ class AuditLog:
 
     def close(self) -> None:
         """Write what is waiting, sync, and let the directory go. Appends fail afterwards."""
+        self._unavailable = self._unavailable or "it is closed"
         if self._thread is not None:
             try:
                 self._jobs.put(None, timeout=WAIT_LIMIT_S)
                 self._thread.join(WAIT_LIMIT_S)
             except queue.Full:
                 logger.warning("audit log %s: closed although its medium hangs", self._component)
-        self._unavailable = self._unavailable or "it is closed"
         self._release()
 
     @property

@@ -120,6 +120,8 @@ class AuditWriter:
 
     def due_s(self) -> float | None:
         """When `tick` has work, in boot time."""
+        if self._broken:
+            return None
         times = [
             self._sync_at_s,
             self._limits.due_s(),
@@ -132,7 +134,6 @@ class AuditWriter:
         """Sync what is due, and report what was counted instead of stored."""
         now_s = self._clock.boottime_s()
         if self._broken:
-            self._sync_at_s = None
             return
         due_s = self._limits.due_s()
         if due_s is not None and now_s >= due_s:
@@ -278,8 +279,10 @@ class AuditWriter:
         if self._full_said:
             return
         self._full_said = True
-        with contextlib.suppress(AuditUnavailableError):
+        try:
             self.notice("audit.full", Outcome.SERIOUS, {**self._sizes(), "reason": self._full_reason})
+        except AuditUnavailableError:
+            self._full_said = False  # not even the reserve took it; tried again with the next record
 
     def _heal(self, now_s: float) -> None:
         """Full ends when space was made and the reserve is back."""
