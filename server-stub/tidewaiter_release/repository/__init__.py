@@ -4,6 +4,9 @@ Source: update-engine.md sections 5.1 and 15; https://theupdateframework.github.
 """
 
 from tidewaiter_release.repository.ceremony import init_repository, rotate_keys
+from tidewaiter_release.repository.describe import describe_metadata
+from tidewaiter_release.repository.finding import Finding, Severity
+from tidewaiter_release.repository.lint import lint
 from tidewaiter_release.repository.publish import Published, publish, refresh
 from tidewaiter_release.repository.roles import ROLES, RoleSpec
 from tidewaiter_release.repository.signing import Desk, WallClock
@@ -12,11 +15,15 @@ from tidewaiter_release.repository.store import Store
 __all__ = [
     "ROLES",
     "Desk",
+    "Finding",
     "Published",
     "RoleSpec",
+    "Severity",
     "Store",
     "WallClock",
+    "describe_metadata",
     "init_repository",
+    "lint",
     "publish",
     "refresh",
     "rotate_keys",

@@ -1,0 +1,106 @@
+"""`tidewaiter-release inspect`: any object of the update engine, checked and printed for a person."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tidewaiter_core import strictjson
+from tidewaiter_core.log import escape
+from tidewaiter_core.payload import IndexReader, PackHeader, Release
+from tidewaiter_core.payload.pack import PACK_HEADER_BYTES
+from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES
+
+from tidewaiter_release.errors import InputError
+from tidewaiter_release.repository import describe_metadata
+
+_HEAD_BYTES = 4096
+_METADATA_LIMIT_BYTES = 16 * 2**20
+
+
+def inspect(path: Path) -> list[str]:
+    """The lines that describe a file: release.json, index, pack, or TUF metadata.
+
+    Raises:
+        InputError: The file cannot be read, or is none of these.
+        PayloadError: It is one of these, and damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            head = file.read(_HEAD_BYTES)
+            if head.startswith(b"TWCI"):
+                return list(_index(file.fileno(), length))
+            if head.startswith(b"TWPK"):
+                header = PackHeader.parse(head[:PACK_HEADER_BYTES], length=length)
+                return ["pack", f"  pack_bytes  {header.pack_bytes}", f"  image_root  {header.image_root}"]
+            file.seek(0)
+            data = file.read(_METADATA_LIMIT_BYTES)
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read: {err}") from err
+    return _json(path, data)
+
+
+def _json(path: Path, data: bytes) -> list[str]:
+    try:
+        document = strictjson.loads(data, limit_bytes=_METADATA_LIMIT_BYTES, depth=32)
+    except strictjson.StrictJsonError as err:
+        raise InputError(f"{path}: neither index, pack, release.json nor metadata: {err}") from err
+    if isinstance(document, dict) and "signed" in document:
+        return describe_metadata(data)
+    if isinstance(document, dict) and "format" in document:
+        return list(_release(Release.parse(data[: RELEASE_LIMIT_BYTES + 1])))
+    raise InputError(f"{path}: JSON, but neither release.json nor metadata")
+
+
+def _index(fd: int, length: int) -> Iterator[str]:
+    reader = IndexReader(lambda offset, size: os.pread(fd, size, offset), length)
+    reader.verify_tables()
+    header = reader.header
+    yield "index (tables match their roots)"
+    yield f"  image_bytes   {header.image_bytes}"
+    yield f"  chunks        {header.chunk_count} of {header.chunk_bytes}"
+    yield f"  image_sha256  {header.image_sha256}"
+    yield f"  image_root    {header.image_root}"
+    yield f"  pack_bytes    {header.pack_bytes} ({header.pack_bytes * 100 // header.image_bytes} % of the image)"
+    methods = Counter(reader.unit(number).method for number in range(header.chunk_count))
+    yield "  stored        " + ", ".join(
+        f"{method.name.lower()} {methods[method]}" for method in sorted(methods)
+    )
+
+
+def _release(release: Release) -> Iterator[str]:
+    slot = release.slot
+    yield f"release {release.product} {release.version}"
+    yield f"  digest        {release.digest} (txn {release.txn})"
+    yield f"  sequence      {release.sequence}, security epoch {release.security_epoch}"
+    yield f"  built         {release.built_utc:%Y-%m-%dT%H:%M:%SZ}"
+    yield f"  hardware      {', '.join(escape(name) for name in release.hw)}"
+    yield f"  from          sequence {release.from_range.min_sequence}..{release.from_range.max_sequence}"
+    yield f"  slot          {slot.name}, {slot.fs}, {slot.image_bytes} bytes, {slot.chunk_count} chunks"
+    yield f"  image_root    {slot.image_root}"
+    yield f"  fetch         {slot.index.length} + {slot.pack.length} bytes, at most {release.policy.max_fetch_bytes}"
+    for firmware in release.firmware:
+        yield f"  firmware      {firmware.board} {firmware.version}, {firmware.length} bytes"
+    yield (
+        f"  policy        consent {release.policy.consent}, risk {release.policy.risk}, "
+        f"activation {release.policy.activation}, {release.policy.tries} tries"
+    )
+    yield (
+        f"  health        {', '.join(release.health.required) or 'nothing required'}, "
+        f"deadline {release.health.deadline_s} s, hold {release.health.hold_s} s"
+    )
+    yield (
+        f"  data          writes {release.data.writes}, reads {release.data.reads_min}..{release.data.reads_max}, "
+        f"{'reversible' if release.data.reversible else 'NOT reversible'}"
+    )
+    if release.rollout is not None:
+        yield (
+            f"  rollout       {release.rollout.percent_x100 / 100:g} % "
+            f"from {release.rollout.not_before_utc:%Y-%m-%dT%H:%M:%SZ}"
+        )
+    for tag, text in sorted(release.notes.items()):
+        yield f"  notes [{tag}]"
+        yield from (f"    {escape(line)}" for line in text.split("\n"))
