@@ -77,6 +77,13 @@ _TABLE: tuple[tuple[str, Durability, str], ...] = (
     ("interlock.denied interlock.held interlock.lost", Durability.SECOND, "reasons:texts purpose lease why"),
     ("injector.link", Durability.RELAXED, "state from to reason driver identity serial"),
     ("injector.log_gap", Durability.RELAXED, "log from:int to:int count:int serial log_id:int"),
+    # The injector's own logs, entry by entry; `number` and `event` are the injector's codes.
+    ("injector.fault", Durability.SECOND,
+     "serial log_id:int seq:int boot_id:int ms:int utc_s:int number:int severity:int board:int argument:int"),
+    ("injector.injection", Durability.SECOND,
+     "serial log_id:int seq:int boot_id:int start_ms:int utc_s:int protocol_id:int channel:int planned_ul:int"
+     " delivered_ul:int peak_ul_per_s:int peak_kpa:int duration_ms:int end:int"),
+    ("injector.event", Durability.SECOND, "serial log_id:int seq:int boot_id:int ms:int event:int a:int b:int"),
     ("hardware.changed", Durability.SECOND, "what old new"),
     ("operator.changed", Durability.ACTION, "uid:int group"),
     ("outbox.dropped", Durability.SECOND, "item class count:int bytes:int"),

@@ -1,0 +1,1 @@
+"""Framing of the serial protocols: bytes in, frames out, no I/O."""

@@ -1,0 +1,468 @@
+"""The inhibit lease: closes the gap between "idle" and the reboot (hal-and-hil.md 6.2).
+
+Order that matters: check, token on disk, acquire, a sample taken after the reply shows the lockouts, second check,
+only then is the lease reported. It ends when the holder's connection closes, unless sealed; a sealed one survives
+the shutdown that it protects. Whatever dies here, the injector ends the lease on its own clock.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from tidewaiter_core.audit import Actor, Outcome
+from tidewaiter_core.clock import Clock, Deadline
+from tidewaiter_core.errors import TidewaiterError
+
+from tidewaiter_hal.errors import (
+    DeniedError,
+    HalError,
+    LeaseBusyError,
+    LeaseLostError,
+    LinkDownError,
+    NotSupportedError,
+)
+from tidewaiter_hal.injector import CommandKind, Permit
+from tidewaiter_hal.interlock import Decision, Policy, Purpose, Situation, decide
+from tidewaiter_hal.model import (
+    ALL_LOCKOUTS,
+    INVALID_AFTER_S,
+    Lease,
+    LeaseReply,
+    StateSample,
+    sample_distance,
+)
+from tidewaiter_hal.port_thread import DeviceRefusedError, Line
+from tidewaiter_hal.state_file import StateFile, StoredLease
+
+logger = logging.getLogger(__name__)
+
+TTL_MIN_MS: Final = 5_000
+TTL_MAX_MS: Final = 300_000
+ASK_TIMEOUT_S: Final = 2.0
+CONFIRM_LIMIT_S: Final = 3.0
+SEAL_GRACE_S: Final = 60.0
+REFUSED_PAUSE_S: Final = 600.0
+REPORT_S: Final = 4.0
+_LOOK_S: Final = 0.25
+_RC_WRONG_STATE, _RC_HELD, _RC_UNKNOWN, _RC_OPERATOR = 6, 7, 8, 9
+
+
+class Recorder(Protocol):
+    """Where what happened is recorded; `AuditLog` is one."""
+
+    def append(
+        self,
+        kind: str,
+        *,
+        actor: Actor,
+        outcome: Outcome = Outcome.OK,
+        fields: Mapping[str, Any] | None = None,
+    ) -> int: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """The lease of this service, if there is one."""
+
+    token: bytes
+    purpose: Purpose
+    ttl_ms: int
+    expires_s: float
+    boot_id: int | None
+    sealed: bool = False
+    sealed_s: float = 0.0
+    from_previous_boot: bool = False
+    attached: bool = True
+    """A Hold connection looks after it."""
+    since_s: float = 0.0
+    """Samples taken before this say nothing about it."""
+
+    @property
+    def lease_id(self) -> str:
+        return hashlib.sha256(self.token).hexdigest()[:16]
+
+
+class LeaseKeeper:
+    """Decides and holds. Called by IPC threads and by one worker (`tick`)."""
+
+    def __init__(
+        self,
+        line: Line,
+        *,
+        state: StateFile,
+        policy: Policy,
+        clock: Clock,
+        recorder: Recorder,
+        host_boot: str,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._line = line
+        self._state = state
+        self._policy = policy
+        self._clock = clock
+        self._recorder = recorder
+        self._host_boot = host_boot
+        self._random_bytes = random_bytes
+        self._started_s = clock.boottime_s()
+        self._lock = threading.Lock()
+        self._held = self._remembered()
+        self._refused_until_s = 0.0
+
+    # Answers
+
+    def check(self, purpose: Purpose, *, is_holder: bool = False) -> Decision:
+        """May this be done now? `is_holder`: the asker is the one a held lease belongs to."""
+        held = self._held
+        return decide(
+            Situation(
+                knowledge=self._line.knowledge,
+                purpose=purpose,
+                policy=self._policy,
+                now_s=self._clock.boottime_s(),
+                started_s=self._started_s,
+                own_lease=is_holder and held is not None,
+                other_lease=held is not None and not is_holder,
+            )
+        )
+
+    def current(self) -> Lease | None:
+        """The lease this service holds or found from before."""
+        held = self._held
+        return None if held is None else self._view(held)
+
+    # Holding
+
+    def hold(
+        self, purpose: Purpose, ttl_ms: int, *, actor: Actor, wait_closed: Callable[[float], bool]
+    ) -> Generator[Lease, None, None]:
+        """Acquire, report, renew, and release at the end; each item says that the lease is held now.
+
+        Raises:
+            DeniedError, LeaseBusyError, NotSupportedError: Nothing is locked.
+            LeaseLostError: The lease ended although it was wanted.
+        """
+        held = self._acquire(purpose, ttl_ms, actor)
+        try:
+            yield self._view(held)
+            yield from self._keep(held, wait_closed)
+        except LeaseLostError as err:
+            self._record("interlock.lost", actor, Outcome.SERIOUS, purpose=purpose, reason=str(err)[:200])
+            raise
+        finally:
+            held.attached = False
+            if not held.sealed and self._held is held:
+                self._release(held)
+
+    def _acquire(self, purpose: Purpose, ttl_ms: int, actor: Actor) -> _Held:
+        decision = self.check(purpose)
+        reasons = [*decision.reasons, *self._own_reasons()]
+        if reasons:
+            self._record("interlock.denied", actor, Outcome.MINOR, purpose=purpose, reasons=reasons[:16])
+            if self._held is not None and reasons == ["firmware-busy"]:
+                raise LeaseBusyError(
+                    f"interlock: a lease for {self._held.purpose} is held; nothing was locked"
+                )
+            raise DeniedError(reasons)
+        capabilities = self._line.knowledge.capabilities
+        if capabilities is None or "lease" not in capabilities.features:
+            raise NotSupportedError(
+                "interlock: this injector has no lease; a local consent and a late check are needed"
+            )
+        held = self._claim(purpose, ttl_ms)
+        try:
+            self._confirm(held, self._ask(held, "lease-acquire", ttl_ms, purpose))
+            self._check_again(held)
+            # The record comes before the permission: an unrecorded lease must not allow a reboot.
+            self._recorder.append(
+                "interlock.held", actor=actor, fields={"purpose": purpose.value, "lease": held.lease_id}
+            )
+        except TidewaiterError as err:
+            self._release(held)
+            raise self._why_not(err, purpose, actor) from err
+        return held
+
+    def _claim(self, purpose: Purpose, ttl_ms: int) -> _Held:
+        now_s = self._clock.boottime_s()
+        with self._lock:
+            if self._held is not None:
+                raise LeaseBusyError(
+                    f"interlock: a lease for {self._held.purpose} is held; nothing was locked"
+                )
+            sample = self._line.knowledge.sample
+            held = _Held(
+                token=self._random_bytes(8),
+                purpose=purpose,
+                ttl_ms=ttl_ms,
+                expires_s=now_s + ttl_ms / 1000,
+                boot_id=sample.boot_id if sample else None,
+                since_s=now_s,
+            )
+            self._store(held)  # on disk before the injector can know it
+            self._held = held
+        return held
+
+    def _check_again(self, held: _Held) -> None:
+        decision = self.check(held.purpose, is_holder=True)
+        if not decision.allow:
+            raise DeniedError(decision.reasons)
+
+    def _why_not(self, err: TidewaiterError, purpose: Purpose, actor: Actor) -> TidewaiterError:
+        reason = {
+            _RC_WRONG_STATE: "state-not-idle",
+            _RC_HELD: "firmware-busy",
+            _RC_OPERATOR: "operator-refused",
+        }
+        result: TidewaiterError = err
+        if isinstance(err, DeviceRefusedError):
+            if err.number == _RC_OPERATOR:
+                self._refused_until_s = self._clock.boottime_s() + REFUSED_PAUSE_S
+            result = DeniedError([reason.get(err.number, f"injector-refused-{err.number}")])
+        elif isinstance(err, LinkDownError):
+            result = DeniedError(["link-down"])
+        elif not isinstance(err, HalError):
+            result = DeniedError([err.code])
+        reasons = list(result.reasons) if isinstance(result, DeniedError) else [result.code]
+        self._record("interlock.denied", actor, Outcome.MINOR, purpose=purpose, reasons=reasons[:16])
+        return result
+
+    def _own_reasons(self) -> list[str]:
+        reasons = []
+        if not self._state.is_writable:
+            reasons.append("state-not-writable")
+        if self._clock.boottime_s() < self._refused_until_s:
+            reasons.append("operator-refused")
+        return reasons
+
+    def _keep(self, held: _Held, wait_closed: Callable[[float], bool]) -> Iterator[Lease]:
+        renewed_s = reported_s = self._clock.boottime_s()
+        while not wait_closed(_LOOK_S):
+            now_s = self._clock.boottime_s()
+            self._look(held, now_s)
+            is_due = not held.sealed and now_s - renewed_s >= held.ttl_ms / 3000
+            if is_due and self._renew(held, now_s):
+                renewed_s = now_s
+            if now_s - reported_s >= REPORT_S:
+                reported_s = now_s
+                yield self._view(held)
+
+    def _look(self, held: _Held, now_s: float) -> None:
+        if self._held is not held:
+            raise LeaseLostError("lease: released by this service")
+        if now_s >= held.expires_s:
+            self._drop(held)
+            raise LeaseLostError("lease: it could not be renewed before it expired")
+        sample = self._line.knowledge.sample
+        if sample is None or sample.taken_s <= held.since_s:
+            return
+        if sample.boot_id != held.boot_id:
+            self._drop(held)
+            raise LeaseLostError("lease: the injector booted and forgot it")
+        if not sample.lease_active:
+            why = self._why_ended(held)
+            self._drop(held)
+            raise LeaseLostError(f"lease: {why}")
+
+    def _why_ended(self, held: _Held) -> str:
+        try:
+            self._ask(held, "lease-renew", held.ttl_ms)
+        except DeviceRefusedError as err:
+            if err.number == _RC_OPERATOR:
+                self._refused_until_s = self._clock.boottime_s() + REFUSED_PAUSE_S
+                return "cancelled by the operator"
+        except TidewaiterError as err:
+            logger.info("lease %s: the reason of its end is not known: %s", held.lease_id, err)
+        return "ended on the injector"
+
+    def _renew(self, held: _Held, now_s: float) -> bool:
+        try:
+            self._ask(held, "lease-renew", held.ttl_ms)
+        except DeviceRefusedError as err:
+            self._drop(held)
+            if err.number == _RC_OPERATOR:
+                self._refused_until_s = now_s + REFUSED_PAUSE_S
+                raise LeaseLostError("lease: cancelled by the operator") from err
+            raise LeaseLostError(f"lease: the injector does not know it (code {err.number})") from err
+        except HalError as err:
+            logger.warning("lease %s: not renewed: %s; tried again until it expires", held.lease_id, err)
+            return False
+        held.expires_s = now_s + held.ttl_ms / 1000
+        return True
+
+    # Sealing and ending
+
+    def seal(self, lease_id: str, budget_ms: int, *, actor: Actor) -> Lease:
+        """Keep the injector locked for `budget_ms`, whoever dies meanwhile.
+
+        Raises:
+            LeaseLostError: There is no such lease, or the injector did not confirm; it must not be relied on.
+        """
+        held = self._require(lease_id)
+        held.sealed, held.sealed_s = True, self._clock.boottime_s()
+        try:
+            self._store(held)
+            self._ask(held, "lease-renew", budget_ms)
+            self._check_again(held)
+            self._recorder.append(
+                "interlock.held", actor=actor, fields={"purpose": held.purpose.value, "sealed_ms": budget_ms}
+            )
+        except TidewaiterError as err:
+            held.sealed = False
+            raise LeaseLostError(f"lease: not sealed, do not reboot: {err}") from err
+        held.expires_s = held.sealed_s + budget_ms / 1000
+        return self._view(held)
+
+    def release(self, lease_id: str) -> None:
+        """End the lease now.
+
+        Raises:
+            LeaseLostError: There is no such lease.
+            LinkDownError: The injector does not answer; the lease expires there by itself.
+        """
+        held = self._require(lease_id)
+        if not self._release(held):
+            raise LinkDownError("lease: the injector does not answer; it ends the lease on its own clock")
+
+    def tick(self) -> None:
+        """What time does to a lease nobody looks after. Called about once a second."""
+        held = self._held
+        if held is None or not self._line.knowledge.is_answering:
+            return
+        now_s = self._clock.boottime_s()
+        sample = self._line.knowledge.sample
+        if held.sealed and not held.from_previous_boot and now_s - held.sealed_s >= SEAL_GRACE_S:
+            self._record(
+                "interlock.lost", _SELF, Outcome.MINOR, purpose=held.purpose, reason="sealed, no shutdown"
+            )
+            held.sealed = False
+            self._release(held)
+        elif held.attached:
+            return
+        elif sample is not None and sample.taken_s > held.since_s and not sample.lease_active:
+            self._record(
+                "interlock.lost", _SELF, Outcome.OK, purpose=held.purpose, reason="ended on the injector"
+            )
+            self._drop(held)
+        elif not held.from_previous_boot and not held.sealed:
+            self._release(held)
+
+    def _release(self, held: _Held) -> bool:
+        try:
+            self._ask(held, "lease-release", None)
+        except DeviceRefusedError as err:
+            logger.info("lease %s: %s", held.lease_id, err)  # the injector has none: that is what was wanted
+        except HalError as err:
+            logger.warning("lease %s: not released: %s; tried again, else it expires", held.lease_id, err)
+            held.attached = False
+            return False
+        self._drop(held)
+        return True
+
+    def _drop(self, held: _Held) -> None:
+        with self._lock:
+            if self._held is not held:
+                return
+            self._held = None
+        try:
+            self._state.store_lease(None)
+        except TidewaiterError as err:
+            logger.warning("lease %s: its record stays in the state file: %s", held.lease_id, err)
+
+    # The wire
+
+    def _ask(
+        self, held: _Held, command: str, ttl_ms: int | None, purpose: Purpose | None = None
+    ) -> LeaseReply:
+        body: dict[str, int | bytes] = {"tk": held.token}
+        if ttl_ms is not None:
+            body["tt"] = ttl_ms
+        if purpose is not None:
+            body["pu"] = purpose.wire
+        permit = Permit(kind=CommandKind.RESTRICT, reason=f"{command} for {held.purpose}")
+        reply = self._line.ask(command, body, timeout_s=ASK_TIMEOUT_S, permit=permit)
+        if not isinstance(reply, LeaseReply):
+            raise LeaseLostError(f"lease: {command} was answered with something else")
+        return reply
+
+    def _confirm(self, held: _Held, reply: LeaseReply) -> None:
+        """Wait for a sample taken after the reply that shows the lockouts."""
+        deadline = Deadline(self._clock, CONFIRM_LIMIT_S)
+        while True:
+            sample = self._line.knowledge.sample
+            if sample is not None and self._proves(sample, held, reply):
+                return
+            if deadline.expired:
+                raise DeniedError(["lease-not-confirmed"])
+            self._clock.sleep(0.05)
+
+    @staticmethod
+    def _proves(sample: StateSample, held: _Held, reply: LeaseReply) -> bool:
+        newer = reply.sample is not None and sample_distance(sample.sample, reply.sample) > 0
+        locked = sample.lockouts & ALL_LOCKOUTS == ALL_LOCKOUTS
+        return newer and locked and bool(sample.lease_active) and sample.boot_id == held.boot_id
+
+    # Bookkeeping
+
+    def _remembered(self) -> _Held | None:
+        stored = self._state.lease
+        if stored is None:
+            return None
+        now_s = self._clock.boottime_s()
+        return _Held(
+            token=stored.token,
+            purpose=Purpose(stored.purpose),
+            ttl_ms=TTL_MIN_MS,
+            expires_s=now_s,
+            boot_id=None,
+            sealed=stored.sealed,
+            sealed_s=stored.sealed_s,
+            from_previous_boot=stored.host_boot != self._host_boot,
+            attached=False,
+            since_s=now_s,
+        )
+
+    def _store(self, held: _Held) -> None:
+        self._state.store_lease(
+            StoredLease(
+                token=held.token,
+                purpose=held.purpose.value,
+                host_boot=self._host_boot,
+                sealed=held.sealed,
+                sealed_s=held.sealed_s,
+            )
+        )
+
+    def _require(self, lease_id: str) -> _Held:
+        held = self._held
+        if held is None or held.lease_id != lease_id:
+            raise LeaseLostError(f"lease {lease_id}: this service holds no such lease")
+        return held
+
+    def _view(self, held: _Held) -> Lease:
+        sample, now_s = self._line.knowledge.sample, self._clock.boottime_s()
+        remaining_ms = int((held.expires_s - now_s) * 1000)
+        fresh = (
+            sample is not None and sample.taken_s > held.since_s and now_s - sample.taken_s < INVALID_AFTER_S
+        )
+        if held.from_previous_boot and fresh and sample is not None and sample.lease_active:
+            remaining_ms = (sample.lease_left_ms or 0) - int((now_s - sample.taken_s) * 1000)
+        return Lease(
+            lease_id=held.lease_id,
+            purpose=held.purpose.value,
+            sealed=held.sealed,
+            remaining_ms=max(0, remaining_ms),
+            from_previous_boot=held.from_previous_boot,
+        )
+
+    def _record(self, kind: str, actor: Actor, outcome: Outcome, *, purpose: Purpose, **fields: Any) -> None:
+        try:
+            self._recorder.append(
+                kind, actor=actor, outcome=outcome, fields={"purpose": purpose.value, **fields}
+            )
+        except TidewaiterError as err:
+            logger.warning("%s was not recorded: %s", kind, err)
+
+
+_SELF: Final = Actor(kind="component", id="hal")
