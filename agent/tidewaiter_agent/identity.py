@@ -36,7 +36,8 @@ class Identity:
     @property
     def summary(self) -> str:
         """One line for error texts."""
-        return f"{self.subject}, issued by {self.issuer}, valid {format_utc(self.not_before_utc)} to {format_utc(self.not_after_utc)}"
+        dates = f"{format_utc(self.not_before_utc)} to {format_utc(self.not_after_utc)}"
+        return f"{self.subject}, issued by {self.issuer}, valid {dates}"
 
     def finding(self, now_utc: datetime) -> str | None:
         """What is wrong with the certificate's dates, or None. Informational: the server decides, with a

@@ -168,7 +168,7 @@ def test_expired_device_certificate_is_rejected_by_the_server_and_its_end_is_nam
 
 def test_device_certificate_of_another_device_is_refused_at_start(bench: Bench) -> None:
     bench.devices.device("INJ-999999", directory=bench.directory / "keys")
-    with pytest.raises(IdentityError, match="INJ-999999.*expected device INJ-000123"):
+    with pytest.raises(IdentityError, match=r"INJ-999999.*expected device INJ-000123"):
         bench.transport()
 
 
@@ -187,7 +187,7 @@ def test_plain_text_from_a_captive_portal_is_named_as_interception(bench: Bench)
 
 def test_html_instead_of_json_is_named_with_the_title_of_the_page(bench: Bench) -> None:
     bench.world.fail(BASE, world_answers.html())
-    with pytest.raises(NetError, match="HTML.*Access denied by WebGate") as caught:
+    with pytest.raises(NetError, match=r"HTML.*Access denied by WebGate") as caught:
         expect_json(bench.transport().request("GET", BASE), "poll", now_epoch_s=0)
     assert caught.value.code == "net.bad-json"
 

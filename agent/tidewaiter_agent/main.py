@@ -1,0 +1,400 @@
+"""tidewaiter-agent: the only process of the device with a network. Composition: configuration -> adapters -> services -> workers.
+
+Exit codes: 0 stopped in order, 2 usage, 70 a worker failed, 75 a second instance, 78 configuration, identity or state unusable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tidewaiter_core
+from tidewaiter_core import activation, config, log, strictjson, workers
+from tidewaiter_core.audit import AuditLog
+from tidewaiter_core.clock import Clock, ClockState, SystemClock, TimeFloor, boot_id, format_utc, parse_utc
+from tidewaiter_core.durable import InstanceLock
+from tidewaiter_core.errors import ConfigError, SecondInstanceError, StateError, TidewaiterError
+from tidewaiter_core.heartbeat import Heartbeat
+from tidewaiter_core.notify import Notifier
+from tidewaiter_core.settings import Settings
+from tidewaiter_core.varlink import Server, allow_users, group_id
+from tidewaiter_core.workers import Stop, Worker
+
+from tidewaiter_agent import identity as identities
+from tidewaiter_agent import inventory, proxy
+from tidewaiter_agent.action import ActionBook
+from tidewaiter_agent.consent import ConsentStore
+from tidewaiter_agent.consent_values import ConsentRecord
+from tidewaiter_agent.courier import Courier, CourierWorker
+from tidewaiter_agent.errors import IdentityError, NetError
+from tidewaiter_agent.identity import Identity
+from tidewaiter_agent.limits import TokenBucket
+from tidewaiter_agent.links import link_rule
+from tidewaiter_agent.origin import LinkTable, Origin
+from tidewaiter_agent.outbox import Outbox
+from tidewaiter_agent.poller import Poller
+from tidewaiter_agent.readings import Devices, Machine
+from tidewaiter_agent.relay import Relay
+from tidewaiter_agent.service import INTERFACE, Bulletin, LocalService, authorize_operator
+from tidewaiter_agent.shipping import Shipper
+from tidewaiter_agent.status import StatusBoard
+from tidewaiter_agent.telemetry import Telemetry
+from tidewaiter_agent.trail import Trail
+from tidewaiter_agent.transport import HttpsTransport, Limits
+from tidewaiter_agent.updater_client import VarlinkUpdater
+from tidewaiter_agent.updates import Updates
+
+logger = logging.getLogger(__name__)
+
+EXIT_CONFIG = 78
+POLLER_DEADLINE_S = 180.0
+COURIER_DEADLINE_S = 180.0
+ACCEPT_DEADLINE_S = 30.0
+TELEMETRY_DEADLINE_S = 60.0
+UPDATES_DEADLINE_S = 400.0
+AUDIT_COMPONENTS = ("agent", "hal", "updater")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the daemon."""
+    parser = argparse.ArgumentParser(prog="tidewaiter-agent", description="Polls the server, relays updates, reports.")
+    parser.add_argument("--config", type=Path, default=config.DEFAULT_IMAGE_FILE, help="image configuration file")
+    parser.add_argument("--conf-dir", type=Path, default=config.DEFAULT_CONF_DIR, help="folder of the site's files")
+    parser.add_argument("--version", action="version", version=tidewaiter_core.__version__)
+    arguments = parser.parse_args(argv)
+    log.configure("agent")
+    try:
+        return run(arguments.config, arguments.conf_dir)
+    except SecondInstanceError as err:
+        print(f"tidewaiter-agent: {err}", file=sys.stderr)
+        return workers.EXIT_SECOND_INSTANCE
+    except (ConfigError, IdentityError, StateError, NetError) as err:
+        print(f"tidewaiter-agent: {err.code}: {err}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+def run(image_file: Path, conf_dir: Path) -> int:
+    """Read the configuration, build the process, run it until it is told to stop."""
+    settings = config.load(image_file, conf_dir)
+    clock = SystemClock()
+    notifier = Notifier.from_environment()
+    state_dir = settings.paths.agent_state_dir
+    make_private(state_dir)
+    with ExitStack() as stack:
+        stack.enter_context(InstanceLock(state_dir / "lock"))
+        agent = build(settings, clock=clock, notifier=notifier, routes=route_reader(image_file, conf_dir, settings))
+        stack.callback(agent.close)
+        return agent.run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """The built process."""
+
+    workers: Sequence[Worker]
+    heartbeat: Heartbeat
+    notifier: Notifier
+    trail: Trail
+    closers: Sequence[Callable[[], None]]
+
+    def run(self, stop: Stop | None = None) -> int:
+        """Until SIGTERM, SIGINT or `stop`."""
+        self.trail.started(tidewaiter_core.__version__)
+        code = workers.run(self.workers, heartbeat=self.heartbeat, notifier=self.notifier, stop=stop)
+        self.trail.stopped(tidewaiter_core.__version__)
+        return code
+
+    def close(self) -> None:
+        """Drop connections, close the audit log."""
+        for close in self.closers:
+            close()
+
+
+def build(
+    settings: Settings, *, clock: Clock, notifier: Notifier, routes: Callable[[], Sequence[proxy.Route]]
+) -> Agent:
+    """Adapters, services and workers of this process; reads like a table."""
+    paths, state_dir = settings.paths, settings.paths.agent_state_dir
+    serial, _ = identities.device_serial(settings.device.provisioned_file)
+    identity = identities.load(state_dir / "keys" / "ldevid", device_id=serial)
+    boot = boot_id()
+    floor = TimeFloor(state_dir / "time-floor.json", image_utc=image_time(settings.updater.image_identity))
+    audit = AuditLog.open(
+        paths.audit_dir / "agent",
+        component="agent",
+        clock=clock,
+        origin=f"tidewaiter/device/{serial}/agent",
+        boot_id=boot,
+        budget_bytes=settings.audit.budget_bytes_agent,
+        segment_bytes=settings.audit.segment_bytes,
+        clock_state=lambda: floor.state(clock),
+    )
+    trail = Trail(audit, clock)
+    bulletin = Bulletin(clock)
+
+    def stamp() -> Mapping[str, Any]:
+        return {
+            "created_utc": format_utc(clock.now_utc()),
+            "boot_id": boot,
+            "boottime_ms": int(clock.boottime_s() * 1000),
+            "clock_state": str(floor.state(clock)),
+        }
+
+    def record_consent(record: ConsentRecord) -> None:
+        trail.consent(record)
+        bulletin.post(record.kind, {"digest": record.digest, "detail": record.detail})
+
+    origin = Origin(settings.server.url, settings.server.tenant, serial)
+    links = LinkTable()
+    network = settings.network
+    limits = Limits(
+        connect_timeout_s=network.connect_timeout_s,
+        request_timeout_s=network.request_timeout_s,
+        up=TokenBucket(clock, network.max_up_kib_per_s),
+        down=TokenBucket(clock, network.max_down_kib_per_s),
+    )
+    poll_line, outbox_line, relay_line = (
+        transport_for(
+            settings, identity=identity, clock=clock, floor=floor, routes=routes, limits=limits, pool_size=size
+        )
+        for size in (1, 1, 8)
+    )
+    outbox = Outbox(state_dir / "outbox", on_finding=trail.outbox)
+    shipper = Shipper(
+        {component: paths.audit_dir / component for component in AUDIT_COMPONENTS},
+        state_file=state_dir / "cursors.json",
+        transport=outbox_line,
+        on_finding=trail.outbox,
+    )
+    courier = Courier(outbox, outbox_line, origin, links, shipper, clock)
+    courier_worker = CourierWorker(courier)
+    outbox.on_put(courier_worker.wake)
+    consent = ConsentStore(
+        state_dir / "consent.json",
+        clock=clock,
+        boot_id=boot,
+        ask_timeout_s=settings.consent.ask_timeout_s,
+        grant_max_s=settings.consent.grant_max_s,
+        on_record=record_consent,
+    )
+    updates = Updates(
+        book=ActionBook(state_dir / "action.json"),
+        updater=VarlinkUpdater(paths.updater_socket),
+        outbox=outbox,
+        consent=consent,
+        clock=clock,
+        stamp=stamp,
+        policy=settings.consent.update,
+        on_change=bulletin.post,
+    )
+    machine = Machine(state_dir, boottime_s=clock.boottime_s)
+    devices = Devices(hal_socket=paths.hal_monitor_socket, updater_socket=paths.updater_socket)
+    poller = Poller(
+        transport=poll_line,
+        origin=origin,
+        links=links,
+        link_rule=link_rule(settings.server, origin),
+        updates=updates if settings.features.updates else None,
+        courier=courier,
+        trail=trail,
+        clock=clock,
+        poll=settings.poll,
+        config_data=lambda: inventory_of(settings, serial, devices, machine),
+        on_success=courier_worker.wake,
+        identity_finding=lambda: identity.finding(floor.trusted_now(clock)),
+    )
+    telemetry = Telemetry(
+        machine=machine,
+        devices=devices,
+        outbox=outbox,
+        clock=clock,
+        boot_id=boot,
+        stamp=stamp,
+        interval_s=settings.telemetry.interval_s,
+    )
+    board = StatusBoard(
+        device_id=serial,
+        agent_version=tidewaiter_core.__version__,
+        url=settings.server.url,
+        clock=clock,
+        clock_state=lambda: str(floor.state(clock)),
+        identity_finding=lambda: identity.finding(floor.trusted_now(clock)),
+        poller=poller,
+        courier=courier,
+        outbox=outbox,
+        shipper=shipper,
+        audit=audit,
+        consent=consent,
+        action=lambda: updates.action,
+        started_s=clock.boottime_s(),
+    )
+    service = LocalService(
+        status=board.document, consent=consent, poll_now=poller.poll_now, on_answer=updates.wake, bulletin=bulletin
+    )
+    heartbeat = Heartbeat(clock, notifier, last_gasp=state_dir / "last-gasp")
+    relay = Relay(relay_line, repository_map(settings, origin))
+    inherited = activation.listen_fds()
+    crew = [
+        poll_worker(poller, heartbeat),
+        courier_thread(courier_worker, heartbeat),
+        updates_worker(updates, heartbeat),
+        relay_server(settings, relay, heartbeat, inherited),
+        local_server(settings, service, heartbeat, inherited),
+    ]
+    if settings.features.telemetry:
+        crew.append(telemetry_worker(telemetry, heartbeat))
+    return Agent(
+        workers=crew,
+        heartbeat=heartbeat,
+        notifier=notifier,
+        trail=trail,
+        closers=[poll_line.close, outbox_line.close, relay_line.close, audit.close],
+    )
+
+
+# --- parts of the table above ----------------------------------------------------------------------------------------
+
+
+def poll_worker(poller: Poller, heartbeat: Heartbeat) -> Worker:
+    """Asks the server."""
+    beat = heartbeat.beat("poller", deadline_s=POLLER_DEADLINE_S)
+    return Worker("poller", lambda stop: poller.run(stop, beat), on_stop=poller.poll_now)
+
+
+def courier_thread(courier: CourierWorker, heartbeat: Heartbeat) -> Worker:
+    """Empties the outbox."""
+    beat = heartbeat.beat("outbox", deadline_s=COURIER_DEADLINE_S)
+    return Worker("outbox", lambda stop: courier.run(stop, beat), on_stop=courier.wake)
+
+
+def updates_worker(updates: Updates, heartbeat: Heartbeat) -> Worker:
+    """Carries the action. Not required for the watchdog: Check may take the 300 s of a whole trust session, within its own limit."""
+    beat = heartbeat.beat("updates", deadline_s=UPDATES_DEADLINE_S, required=False)
+    return Worker("updates", lambda stop: updates.run(stop, beat), on_stop=updates.wake)
+
+
+def telemetry_worker(telemetry: Telemetry, heartbeat: Heartbeat) -> Worker:
+    """Takes readings."""
+    beat = heartbeat.beat("telemetry", deadline_s=TELEMETRY_DEADLINE_S)
+    return Worker("telemetry", lambda stop: telemetry.run(stop, beat))
+
+
+def relay_server(
+    settings: Settings, relay: Relay, heartbeat: Heartbeat, inherited: dict[str, socket.socket]
+) -> Worker:
+    """Repository bytes for the updater's user, nobody else."""
+    beat = heartbeat.beat("relay", deadline_s=ACCEPT_DEADLINE_S)
+    server = Server(
+        activation.listener("relay", settings.paths.relay_socket, inherited=inherited),
+        {"io.tidewaiter.Relay": relay.handlers()},
+        authorize=allow_users(settings.peers.updater_user),
+        name="relay",
+        beat=beat.step,
+    )
+    return Worker("relay", server.run)
+
+
+def local_server(
+    settings: Settings, service: LocalService, heartbeat: Heartbeat, inherited: dict[str, socket.socket]
+) -> Worker:
+    """Status and consent for people at the device."""
+    beat = heartbeat.beat("local", deadline_s=ACCEPT_DEADLINE_S)
+    group = settings.peers.operator_group
+    server = Server(
+        activation.listener("local", settings.paths.agent_local_socket, group=group, inherited=inherited),
+        {INTERFACE: service.handlers()},
+        authorize=authorize_operator(group_id(group), group),
+        name="local",
+        beat=beat.step,
+    )
+    return Worker("local", server.run)
+
+
+def transport_for(
+    settings: Settings,
+    *,
+    identity: Identity,
+    clock: Clock,
+    floor: TimeFloor,
+    routes: Callable[[], Sequence[proxy.Route]],
+    limits: Limits,
+    pool_size: int,
+) -> HttpsTransport:
+    """One line to the server."""
+    return HttpsTransport(
+        url=settings.server.url,
+        ca_file=settings.server.ca_file,
+        identity=identity,
+        routes=routes,
+        clock=clock,
+        limits=limits,
+        clock_unset=lambda: floor.state(clock) is ClockState.UNSET,
+        user_agent=f"tidewaiter-agent/{tidewaiter_core.__version__}",
+        pool_size=pool_size,
+    )
+
+
+def route_reader(image_file: Path, conf_dir: Path, settings: Settings) -> Callable[[], Sequence[proxy.Route]]:
+    """The proxy routes as the site's files say now: a changed proxy needs no restart. A broken file keeps the last good ones."""
+    last = proxy.parse_routes(settings.network.proxy_route)
+
+    def routes() -> Sequence[proxy.Route]:
+        nonlocal last
+        try:
+            last = proxy.parse_routes(config.load(image_file, conf_dir).network.proxy_route)
+        except TidewaiterError as err:
+            logger.warning("proxy routes are not re-read, the last ones stay in use: %s", err)
+        return last
+
+    return routes
+
+
+def inventory_of(settings: Settings, serial: str, devices: Devices, machine: Machine) -> Mapping[str, str]:
+    """What this device tells about itself now."""
+    privacy = settings.privacy
+    return inventory.config_data(
+        settings,
+        serial=serial,
+        agent_version=tidewaiter_core.__version__,
+        updater=devices.updater_status(),
+        injector=devices.injector_identity(),
+        health=machine.health(),
+        private=inventory.PrivateFacts(
+            host_name=machine.host_name() if privacy.send_hostname else "",
+            addresses=machine.addresses() if privacy.send_local_ip else (),
+            hardware_addresses=machine.hardware_addresses() if privacy.send_mac else (),
+        ),
+    )
+
+
+def image_time(image_identity: Path) -> datetime:
+    """When this image was built: the clock cannot be before that. Without an identity file nothing is known."""
+    try:
+        document = strictjson.loads(image_identity.read_bytes(), limit_bytes=64 * 1024, depth=8)
+        return parse_utc(document["built_utc"])
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        logger.warning("%s: no build time (%s); a wrong clock is noticed later", image_identity, err)
+        return datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def make_private(directory: Path) -> None:
+    """The state folder, 0700; ConfigError names what is in the way."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not writable for this user")
+    except OSError as err:
+        raise ConfigError(f"{directory}: expected a folder this agent may write ({err.strerror or err}); it does not start") from err
+
+
+if __name__ == "__main__":
+    sys.exit(main())
