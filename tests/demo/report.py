@@ -5,28 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tests.demo import picture
 from tests.demo.timeline import Timeline
-
-_PHASE_COLORS = {
-    "IDLE": "#d7dee6",
-    "OFFERED": "#b7c9e2",
-    "WAIT_CONSENT": "#f0d58c",
-    "PREPARE": "#9db9e8",
-    "TRANSFER": "#4f83d1",
-    "VERIFY": "#3c65a8",
-    "STAGED": "#8a7fd0",
-    "WAIT_WINDOW": "#f0b14a",
-    "ARMED": "#d9822b",
-    "TRIAL": "#3fa7a0",
-    "RECONCILE_FW": "#3fa7a0",
-    "HEALTH": "#3fa7a0",
-    "COMMITTED": "#4caf6d",
-    "ROLLED_BACK": "#c94f4f",
-    "FAILED": "#c94f4f",
-    "DEGRADED": "#7a1f1f",
-}
-_MARK_COLORS = {"boot": "#2b5d8a", "cut": "#c22f2f", "good": "#2e8b4f", "bad": "#c22f2f", "note": "#6b7683"}
-_WIDTH, _LEFT, _LANE = 1100, 130, 54
 
 
 def write(timeline: Timeline, out: Path, *, facts: dict[str, Any]) -> bool:
@@ -55,8 +35,9 @@ def write(timeline: Timeline, out: Path, *, facts: dict[str, Any]) -> bool:
 
 def _page(timeline: Timeline, ok: bool, facts: dict[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td class='{'ok' if step.ok else 'failed'}'>{'ok' if step.ok else 'failed'}</td><td><code>{escape(step.name)}</code>"
-        f"<br>{escape(step.title)}</td><td>{escape(step.detail)}</td><td>{step.to_s - step.from_s:.0f} s</td></tr>"
+        f"<tr><td class='{_verdict(step.ok)}'>{_verdict(step.ok)}</td>"
+        f"<td><code>{escape(step.name)}</code><br>{escape(step.title)}</td>"
+        f"<td>{escape(step.detail)}</td><td>{step.to_s - step.from_s:.0f} s</td></tr>"
         for step in timeline.steps
     )
     events = "".join(
@@ -81,10 +62,10 @@ def _page(timeline: Timeline, ok: bool, facts: dict[str, Any]) -> str:
  .legend i {{ display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin-right: .35rem; vertical-align: -1px; }}
  details table {{ font-size: 13px; }}
 </style></head><body>
-<h1>tidewaiter demo: {"ok" if ok else "failed"}</h1>
+<h1>tidewaiter demo: {_verdict(ok)}</h1>
 <p>{verdict} {timeline.now_s():.0f} seconds, real processes on one computer, no root.</p>
 <h2>Steps</h2><table><tr><th></th><th>step</th><th>what was seen</th><th>time</th></tr>{rows}</table>
-<h2>Timeline</h2><div class="picture">{_picture(timeline)}</div>{_legend(timeline)}
+<h2>Timeline</h2><div class="picture">{picture.timeline_svg(timeline)}</div>{picture.legend(timeline)}
 <h2>Figures</h2><ul>{figures}</ul>
 <details><summary>All {len(timeline.events)} events</summary>
 <table><tr><th>s</th><th>where</th><th>what</th></tr>{events}</table></details>
@@ -92,71 +73,5 @@ def _page(timeline: Timeline, ok: bool, facts: dict[str, Any]) -> str:
 """
 
 
-def _picture(timeline: Timeline) -> str:
-    lanes = ["story", "server"] + sorted({bar.lane for bar in timeline.bars})
-    span = max(timeline.now_s(), 1.0)
-
-    def x(at_s: float) -> float:
-        return _LEFT + at_s / span * (_WIDTH - _LEFT - 20)
-
-    parts: list[str] = []
-    height = 40 + _LANE * len(lanes)
-    for second in range(0, int(span) + 1, 10):
-        parts.append(
-            f'<line x1="{x(second):.1f}" y1="22" x2="{x(second):.1f}" y2="{height}" stroke="#eef1f5"/>'
-        )
-        parts.append(
-            f'<text x="{x(second):.1f}" y="15" font-size="11" fill="#6b7683" text-anchor="middle">{second} s</text>'
-        )
-    for number, lane in enumerate(lanes):
-        top = 30 + number * _LANE
-        parts.append(f'<text x="8" y="{top + 22}" font-size="12" fill="#1d2733">{escape(lane)}</text>')
-        parts.append(
-            f'<line x1="{_LEFT}" y1="{top + _LANE - 6}" x2="{_WIDTH}" y2="{top + _LANE - 6}" stroke="#e3e8ee"/>'
-        )
-        for bar in timeline.bars:
-            if bar.lane == lane:
-                end = bar.to_s if bar.to_s is not None else span
-                width = max(1.5, x(end) - x(bar.from_s))
-                title = f"{bar.label}: {bar.from_s:.1f} to {end:.1f} s"
-                color = _PHASE_COLORS.get(bar.label, "#9aa5b1")
-                parts.append(
-                    f'<rect x="{x(bar.from_s):.1f}" y="{top + 6}" width="{width:.1f}" height="24" rx="2" fill="{color}">'
-                    f"<title>{escape(title)}</title></rect>"
-                )
-        if lane == "story":
-            for step in timeline.steps:
-                color = "#2e8b4f" if step.ok else "#c22f2f"
-                parts.append(
-                    f'<rect x="{x(step.from_s):.1f}" y="{top + 6}" width="{max(2, x(step.to_s) - x(step.from_s)):.1f}" height="24" rx="3"'
-                    f' fill="none" stroke="{color}" stroke-width="1.5"><title>{escape(step.title)}</title></rect>'
-                    f'<text x="{x(step.from_s) + 4:.1f}" y="{top + 22}" font-size="11" fill="{color}">{escape(step.name)}</text>'
-                )
-        for event in timeline.events:
-            if event.lane == lane and lane != "story":
-                color = _MARK_COLORS.get(event.kind, "#6b7683")
-                parts.append(
-                    f'<circle cx="{x(event.at_s):.1f}" cy="{top + 38}" r="4" fill="{color}">'
-                    f"<title>{event.at_s:.1f} s: {escape(event.text)}</title></circle>"
-                )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img" '
-        f'aria-label="What each device did when" font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
-    )
-
-
-def _legend(timeline: Timeline) -> str:
-    used = [label for label in _PHASE_COLORS if any(bar.label == label for bar in timeline.bars)]
-    phases = "".join(
-        f'<span><i style="background:{_PHASE_COLORS[label]}"></i>{label}</span>' for label in used
-    )
-    marks = "".join(
-        f'<span><i style="background:{_MARK_COLORS[kind]};border-radius:50%"></i>{text}</span>'
-        for kind, text in (
-            ("boot", "boot"),
-            ("cut", "power cut, kill or attack"),
-            ("good", "as expected"),
-            ("note", "event"),
-        )
-    )
-    return f'<p class="legend">{phases}{marks}</p>'
+def _verdict(ok: bool) -> str:
+    return "ok" if ok else "failed"

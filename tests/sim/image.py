@@ -115,33 +115,11 @@ def build_image(spec: ImageSpec, target: Path, *, work: Path) -> Path:
         os.utime(path, (_EPOCH, _EPOCH))
     target.unlink(missing_ok=True)
     environment = {**os.environ, "E2FSPROGS_FAKE_TIME": str(_EPOCH), "SOURCE_DATE_EPOCH": str(_EPOCH)}
-    subprocess.run(
-        [
-            tool("mke2fs"),
-            "-q",
-            "-t",
-            "ext4",
-            "-b",
-            "4096",
-            "-m",
-            "0",
-            "-O",
-            "^has_journal,^resize_inode",
-            "-U",
-            _UUID,
-        ]
-        + [
-            "-E",
-            f"hash_seed={_UUID},root_owner=0:0,lazy_itable_init=0",
-            "-d",
-            str(work),
-            str(target),
-            f"{spec.image_bytes >> 10}k",
-        ],
-        check=True,
-        env=environment,
-        capture_output=True,
-    )
+    features = ["-q", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode"]
+    identifiers = ["-U", _UUID, "-E", f"hash_seed={_UUID},root_owner=0:0,lazy_itable_init=0"]
+    content = ["-d", str(work), str(target), f"{spec.image_bytes >> 10}k"]
+    command = [tool("mke2fs"), *features, *identifiers, *content]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
     shutil.rmtree(work)
     return target
 
