@@ -15,7 +15,7 @@ MAX_TRIES = 9
 MAX_REFUNDS = 5
 
 
-def with_ok(env: BootEnv, slot: SlotName, ok: bool) -> BootEnv:  # noqa: FBT001 - the value itself, not a switch
+def with_ok(env: BootEnv, slot: SlotName, ok: bool) -> BootEnv:
     """`env` with the fallback permission of `slot` set to `ok`."""
     return replace(env, ok_a=ok) if slot is SlotName.A else replace(env, ok_b=ok)
 

@@ -62,3 +62,44 @@ class InstallCancelledError(TidewaiterError):
     """The engine asked to stop; the slot stays unbootable and what was written is reused by the next attempt."""
 
     code = "update.cancelled"
+
+
+class OfferRefusedError(TidewaiterError):
+    """The release is genuine, but this device does not install it now.
+
+    Codes: release.hw, release.from, release.sequence, release.epoch, release.data-schema, release.quarantined,
+    release.rollout, release.permit, release.unknown (no verified document is stored), update.disabled, update.no-space.
+    """
+
+    code = "release.hw"
+
+
+class InterlockError(TidewaiterError):
+    """The injector may be in use, or its lock ended: nothing is armed and nothing restarts.
+
+    Code: update.interlock; `reasons` are the interlock's.
+    """
+
+    code = "update.interlock"
+    retryable = True
+
+    def __init__(self, message: str, *, reasons: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+class EngineBusyError(TidewaiterError):
+    """Another release is in hand, or the phase allows no such command; code update.busy."""
+
+    code = "update.busy"
+    retryable = True
+
+    def __init__(self, message: str, *, phase: str) -> None:
+        super().__init__(message)
+        self.phase = phase
+
+
+class EngineRefusedError(TidewaiterError):
+    """A command that does not fit the state; codes boot.*, health.*, update.consent, update.degraded."""
+
+    code = "update.refused"

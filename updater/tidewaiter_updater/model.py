@@ -159,6 +159,8 @@ class HealthCheck:
     name: str
     result: CheckResult
     detail: str
+    is_final: bool = False
+    """Repeating cannot help: the content is wrong, not slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

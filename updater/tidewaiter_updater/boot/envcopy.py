@@ -57,13 +57,17 @@ def encode(variables: Mapping[str, str], *, flag: int) -> bytes:
     """The 16,384 bytes of one copy; ValueError when the variables do not fit or cannot be written."""
     for name, value in variables.items():
         if not name or "=" in name or "\0" in name + value:
-            raise ValueError(f"environment variable {name!r} cannot be stored; the environment is left as it is")
+            raise ValueError(
+                f"environment variable {name!r} cannot be stored; the environment is left as it is"
+            )
     text = "".join(f"{name}={value}\0" for name, value in variables.items())
     body = (text + "\0").encode("latin-1")
     if not variables:
         body = b"\0\0"
     if len(body) > _BODY_BYTES:
-        raise ValueError(f"environment needs {len(body)} of {_BODY_BYTES} bytes; the environment is left as it is")
+        raise ValueError(
+            f"environment needs {len(body)} of {_BODY_BYTES} bytes; the environment is left as it is"
+        )
     body = body.ljust(_BODY_BYTES, b"\0")
     return _HEADER.pack(zlib.crc32(body), flag % 256) + body
 

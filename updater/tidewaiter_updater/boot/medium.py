@@ -41,11 +41,15 @@ class FileMedium:
             return self._read_direct(offset, length)
         except OSError as err:
             if not self._is_regular():
-                raise BootEnvError(f"{self.name}: reading {length} bytes at {offset} failed: {err.strerror}") from err
+                raise BootEnvError(
+                    f"{self.name}: reading {length} bytes at {offset} failed: {err.strerror}"
+                ) from err
         try:
             return self._read_buffered(offset, length)
         except OSError as err:
-            raise BootEnvError(f"{self.name}: reading {length} bytes at {offset} failed: {err.strerror}") from err
+            raise BootEnvError(
+                f"{self.name}: reading {length} bytes at {offset} failed: {err.strerror}"
+            ) from err
 
     def write(self, offset: int, data: bytes) -> None:
         try:

@@ -52,7 +52,9 @@ class SimulatedBoot:
         return from_variables(copy.variables) if copy else None
 
     def booted(self) -> SlotName:
-        named = [word.partition("=")[2] for word in self._cmdline().split() if word.startswith("tidewaiter.slot=")]
+        named = [
+            word.partition("=")[2] for word in self._cmdline().split() if word.startswith("tidewaiter.slot=")
+        ]
         if len(named) != 1 or named[0] not in ("A", "B"):
             raise SlotMismatchError(
                 f"kernel command line: expected exactly one tidewaiter.slot=A or =B, found {named or 'none'}; "

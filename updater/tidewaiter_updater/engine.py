@@ -1,0 +1,411 @@
+"""The update engine: one transaction at a time, one step at a time.
+
+`step` does the next piece of work of the present phase and says when it is worth calling again; a worker calls it for ever.
+Commands (Check, Install, Activate, Cancel ...) come from connection threads, change flags under the transaction's lock and wake
+the worker; they never do its work. What a phase does to the device stands in `phases.EFFECTS`.
+
+The start trusts nothing it remembers: boot environment and booted slot decide (`phases.classify`), the journal only names the
+release that the other slot may hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from tidewaiter_core.audit import Actor
+from tidewaiter_core.errors import StateError
+from tidewaiter_core.model import Sha256, SlotName
+from tidewaiter_core.payload.release import Release
+from tidewaiter_core.workers import Stop
+
+from tidewaiter_updater.activation import Activation
+from tidewaiter_updater.boot import BootEnvError, SlotMismatchError
+from tidewaiter_updater.effects import Effects
+from tidewaiter_updater.errors import EngineBusyError, EngineRefusedError, OfferRefusedError
+from tidewaiter_updater.journal import JournalEntry
+from tidewaiter_updater.model import BootEnv, Consent, RunningRelease, Verdict, txn_of
+from tidewaiter_updater.offers import Offer, Offers
+from tidewaiter_updater.phases import CANCELABLE, IN_TRIAL, RESTING, WRITING, Effect, Hint, Phase, classify
+from tidewaiter_updater.ports import Ports
+from tidewaiter_updater.repair import Repair
+from tidewaiter_updater.transaction import SYSTEM, Site, Transaction
+from tidewaiter_updater.transfer import MAX_ATTEMPTS, Transfer, TransferControl
+from tidewaiter_updater.trial import Trial
+
+logger = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 30.0
+STATE_FAULT_WAIT_S = 60.0
+
+
+class Engine:
+    """Runs the phases of update-engine.md section 9 over the device behind `ports`."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        site: Site,
+        identity: RunningRelease,
+        boot_id: str,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.transaction = Transaction(ports, site=site, identity=identity, boot_id=boot_id)
+        control = TransferControl(self.transaction)
+        effects = Effects(self.transaction, control=control)
+        self._effects = effects
+        self.offers = Offers(self.transaction)
+        self._transfer = Transfer(self.transaction, effects, rng=rng)
+        self._activation = Activation(self.transaction, effects)
+        self._trial = Trial(self.transaction, effects)
+        self._repair = Repair(self.transaction, control=control)
+        self._network_proven_utc = ""
+        self._work = threading.RLock()
+        self._wake = threading.Event()
+        self._steps: Mapping[Phase, Callable[[], float]] = {
+            Phase.WAIT_CONSENT: self._transfer.await_consent,
+            Phase.PREPARE: self._transfer.prepare,
+            Phase.TRANSFER: self._transfer.transfer,
+            Phase.VERIFY: self._transfer.verify,
+            Phase.WAIT_WINDOW: self._activation.attempt,
+            Phase.ARMED: self._activation.watch_armed,
+            Phase.HEALTH: self._after_verdict,
+        }
+        self._endings: Mapping[Phase, Callable[[], float]] = {
+            Phase.COMMITTED: self._trial.finish_committed,
+            Phase.ROLLED_BACK: self._trial.finish_rolled_back,
+            Phase.FAILED: self._transfer.finish_failed,
+            Phase.HEALTH: self._trial.finish_failed,
+        }
+        self._classify()
+
+    # --- the worker -----------------------------------------------------------------------------------------------
+
+    def run(self, stop: Stop, *, beat: Callable[[], None] = lambda: None, beat_s: float = 10.0) -> None:
+        """Step until told to stop."""
+        while not stop.is_set:
+            beat()
+            wait_s = self.step()
+            if wait_s > 0 and not stop.is_set:
+                self.transaction.ports.clock.wait(self._wake, min(wait_s, beat_s))
+            self._wake.clear()
+
+    def wake(self) -> None:
+        """Something changed that the worker should look at now."""
+        self._wake.set()
+
+    def step(self) -> float:
+        """Do the next piece of work; returns the seconds after which it is worth calling again."""
+        with self._work:
+            transaction = self.transaction
+            try:
+                if transaction.degraded is not None:
+                    return self._repair.attempt(self._classify)
+                if transaction.stale_trial:
+                    return self._clear_stale_trial()
+                if transaction.pending:
+                    return self._end()
+                if transaction.is_cancel_requested() and transaction.phase in CANCELABLE:
+                    return self._cancel_now()
+                return self._steps.get(transaction.phase, _rest)()
+            except BootEnvError as err:
+                logger.error("%s: %s", err.code, err)  # noqa: TRY400 - the message says all
+                transaction.conclude(err.code, str(err))
+                transaction.degraded = err.code
+                return IDLE_WAIT_S
+            except StateError as err:
+                logger.error("%s: %s", err.code, err)  # noqa: TRY400 - the message says all
+                transaction.wait_for(err.code)
+                return STATE_FAULT_WAIT_S
+
+    def stop(self) -> None:
+        """Let a running transfer end at its next chunk; nothing is decided by that."""
+        self.transaction.stopping = True
+        self.wake()
+
+    def _end(self) -> float:
+        wait_s = self._endings[self.transaction.phase]()
+        if self.transaction.entry is None and not self.transaction.pending:
+            self._classify()  # it was about no release we know; whatever else there is comes next
+        return wait_s
+
+    def _cancel_now(self) -> float:
+        if self.transaction.phase is Phase.ARMED:
+            if self.transaction.ports.reboot.is_requested():
+                self.transaction.cancel_code = None
+                return self._activation.watch_armed()
+            self._activation.disarm("update.canceled", "canceled before the reboot")
+        if self.transaction.cancel_code == "update.rejected" and self.transaction.entry is not None:
+            self.transaction.journal.quarantine(txn_of(self.transaction.entry.digest), "update.rejected")
+        return self._transfer.cancel()
+
+    def _after_verdict(self) -> float:
+        return self._activation.leave_trial() if self._trial.has_failed else IDLE_WAIT_S
+
+    # --- the start ------------------------------------------------------------------------------------------------
+
+    def _classify(self) -> None:
+        """Find out what phase this is. Only reads."""
+        transaction = self.transaction
+        env, booted = transaction.env(), self._booted()
+        entry, release = self._remembered(env)
+        is_committed = env is not None and booted is env.committed
+        start = classify(
+            env,
+            booted,
+            transaction.boot_id,
+            hint=self._hint(entry),
+            finished=not is_committed or self._is_finished(),
+        )
+        if start.phase is Phase.COMMITTED and start.pending and not _is_about(entry, env):
+            entry = release = None  # floors below the running release, not the end of a transaction
+        with transaction.lock:
+            transaction.booted = booted
+            transaction.entry, transaction.release = entry, release
+            transaction.last = entry.last if entry is not None else transaction.last
+            transaction.degraded = start.degraded
+            transaction.phase, transaction.pending = start.phase, start.pending
+            transaction.stale_trial = start.stale_trial
+            transaction.in_trial = start.phase is Phase.TRIAL
+        if start.phase is Phase.TRIAL:
+            self._trial.resume()
+        self._effects.resume = True
+        if transaction.degraded is not None:
+            logger.error("degraded: %s", transaction.degraded)
+        transaction.touch()
+
+    def _remembered(self, env: BootEnv | None) -> tuple[JournalEntry | None, Release | None]:
+        """The journal's transaction and its release, as far as they agree with the environment."""
+        entry = self.transaction.journal.entry()
+        if entry is None or (env is not None and env.trial is not None and env.txn != txn_of(entry.digest)):
+            return None, None
+        release = self.transaction.load_release(entry.digest)
+        if release is None and not entry.closed and (env is None or env.trial is None):
+            return None, None  # a transaction whose signed document is gone cannot be continued
+        return entry, release
+
+    def _hint(self, entry: JournalEntry | None) -> Hint | None:
+        if entry is None:
+            return None
+        return entry.hint(quarantined=txn_of(entry.digest) in self.transaction.journal.quarantined())
+
+    def _booted(self) -> SlotName | None:
+        try:
+            return self.transaction.ports.boot.booted()
+        except SlotMismatchError as err:
+            logger.error("%s", err)  # noqa: TRY400 - the message says all
+            return None
+
+    def _is_finished(self) -> bool:
+        floors, identity = self.transaction.ports.floors.effective(), self.transaction.identity
+        return floors.sequence >= identity.sequence and floors.security_epoch >= identity.security_epoch
+
+    def _clear_stale_trial(self) -> float:
+        """A trial that never ran: CLEAR, stage again, one attempt less; the release itself is not to blame."""
+        transaction = self.transaction
+        self._effects.do(Effect.CLEAR)
+        transaction.stale_trial = False
+        entry = transaction.entry
+        if entry is None or transaction.release is None or entry.target is transaction.booted:
+            transaction.entry = transaction.release = None
+            transaction.enter(Phase.IDLE)
+            return 0.0
+        transaction.entry = replace(entry, attempts=entry.attempts + 1, phase=transaction.phase)
+        self._effects.do(Effect.JOURNAL)
+        if transaction.entry.attempts >= MAX_ATTEMPTS:
+            text = f"the trial did not start {transaction.entry.attempts} times; given up"
+            return self._transfer.end(EngineRefusedError(text, code="update.attempts"))
+        return 0.0
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def check(
+        self, source: str, release_path: str, *, actor: Actor = SYSTEM, is_local: bool = False
+    ) -> Offer:
+        """Fetch, verify and judge a release; nothing is changed but floors and the stored document."""
+        if self.transaction.phase in WRITING:
+            raise EngineBusyError("a transfer runs", phase=self.transaction.phase.value)
+        offer = self.offers.check(source, release_path, actor=actor, is_local=is_local)
+        if source == "relay":
+            self._network_proven_utc = self.transaction.now_utc()
+        return offer
+
+    def install(
+        self, digest: Sha256, *, consent: Consent | None = None, actor: Actor = SYSTEM, is_local: bool = False
+    ) -> None:
+        """Begin, or go on with, the installation of a release that Check has stored, from where Check found it last."""
+        transaction = self.transaction
+        source = transaction.journal.offered_by(digest)
+        with transaction.lock:
+            self._must_be_sound()
+            if transaction.phase in IN_TRIAL or transaction.phase is Phase.ARMED or transaction.pending:
+                raise EngineBusyError("the device is about to switch releases", phase=transaction.phase.value)
+            open_digest = transaction.open_digest()
+            if open_digest is not None and open_digest != digest:
+                raise EngineBusyError(
+                    f"release {open_digest[:16]} is in hand; cancel it first", phase=transaction.phase.value
+                )
+            if open_digest is None:
+                self._open(digest, source=source, is_local=is_local)
+            if consent is not None:
+                self._note_consent(consent, actor)
+            if transaction.entry is not None and transaction.entry.source != source:
+                transaction.entry = replace(transaction.entry, source=source)
+            transaction.actor = actor
+            transaction.retry_at_s = None
+            transaction.save()
+        transaction.touch()
+        self.wake()
+
+    def _open(self, digest: Sha256, *, source: str, is_local: bool) -> None:
+        transaction = self.transaction
+        release = self.offers.stored(digest)
+        self.offers.judge(release, is_local=is_local)
+        booted = transaction.booted
+        if booted is None:
+            raise EngineRefusedError("the booted slot is unknown", code="boot.slot-mismatch")
+        transaction.release = release
+        transaction.activation_requested = False
+        transaction.cancel_code = None
+        transaction.entry = JournalEntry(
+            phase=Phase.WAIT_CONSENT,
+            digest=digest,
+            target=booted.other,
+            source=source,
+            since_utc=transaction.now_utc(),
+            from_version=transaction.identity.version,
+            network_proven_utc=self._network_proven_utc,
+        )
+        transaction.last = None
+        transaction.enter(Phase.WAIT_CONSENT)
+
+    def activate(self, digest: Sha256, *, window_open: bool) -> None:
+        """Allow the reboot as far as the caller's window is concerned; everything else is still checked."""
+        self._must_be_in_hand(digest)
+        self._activation.request(window_open=window_open)
+        self.wake()
+
+    def set_paused(self, paused: bool) -> None:
+        """Pause holds a transfer or an activation where it is; Resume also ends a back-off."""
+        self.transaction.paused = paused
+        self.transaction.retry_at_s = None
+        self.transaction.touch()
+        self.wake()
+
+    def cancel(self, digest: Sha256, *, code: str = "update.canceled", text: str = "") -> None:
+        """End the transaction before its reboot."""
+        transaction = self.transaction
+        with transaction.lock:
+            self._must_be_in_hand(digest)
+            armed = transaction.phase is Phase.ARMED and transaction.ports.reboot.is_requested()
+            if transaction.phase not in CANCELABLE or armed:
+                raise EngineBusyError("too late to cancel", phase=transaction.phase.value)
+            transaction.cancel_text = text
+            transaction.cancel_code = code
+            transaction.retry_at_s = None
+        transaction.touch()
+        self.wake()
+
+    def consent(self, consent: Consent, *, actor: Actor = SYSTEM) -> None:
+        """Record a consent given at this device."""
+        with self.transaction.lock:
+            self._must_be_in_hand(consent.digest)
+            self._note_consent(consent, actor)
+            self.transaction.save()
+        self.transaction.touch()
+        self.wake()
+
+    def reject(self, digest: Sha256, reason: str, *, actor: Actor = SYSTEM) -> None:
+        """An operator refuses the release: in a trial that is a failed check, before it a cancel and a quarantine."""
+        self._must_be_in_hand(digest)
+        self.transaction.actor = actor
+        if self.transaction.phase in IN_TRIAL:
+            with self._work:
+                self._trial.reject(reason)
+            self.wake()
+            return
+        self.cancel(digest, code="update.rejected", text=f"rejected at the device: {reason}")
+
+    def clear_quarantine(self, digest: Sha256) -> None:
+        """Let a release that failed here be offered again."""
+        self.transaction.journal.clear_quarantine(txn_of(digest))
+
+    def repair_env(self) -> None:
+        """Rebuild an invalid boot environment on an operator's word, where hashing could not prove the slot."""
+        with self._work:
+            self._repair.by_operator()
+            self._classify()
+
+    def health(self, *, given_up: Callable[[], bool]) -> Verdict | None:
+        """The verdict on this trial boot, None when this boot is no trial."""
+        if self.transaction.phase not in IN_TRIAL:
+            return None
+        verdict = self._trial.judge(given_up=given_up)
+        self.wake()
+        return verdict
+
+    def commit(self) -> bool:
+        """Commit a healthy trial; False when this boot is no trial."""
+        with self._work:
+            if self.transaction.phase not in IN_TRIAL:
+                return False
+            self._trial.commit()
+            return True
+
+    # --- common checks --------------------------------------------------------------------------------------------
+
+    def is_idle(self) -> bool:
+        """Whether the process may end without losing anything."""
+        transaction = self.transaction
+        return transaction.phase in RESTING and not transaction.pending and transaction.degraded is None
+
+    def _note_consent(self, consent: Consent, actor: Actor) -> None:
+        entry = self.transaction.entry
+        if entry is None or consent.digest != entry.digest:
+            raise EngineRefusedError(
+                f"consent is for release {consent.digest[:16]}, not for the one in hand; not recorded",
+                code="update.consent",
+            )
+        if consent == entry.consent:
+            return
+        self.transaction.ports.audit.append(
+            "consent.given",
+            actor=actor,
+            fields={
+                "digest": str(consent.digest),
+                "release": self.transaction.release_name(),
+                "scopes": [scope.value for scope in consent.scope],
+                "channel": consent.channel.value,
+                "expires_utc": consent.expires_utc,
+                "detail": consent.who,
+            },
+        )
+        self.transaction.entry = replace(entry, consent=consent)
+
+    def _must_be_sound(self) -> None:
+        code = self.transaction.degraded
+        if code is not None:
+            raise EngineRefusedError(
+                f"the device is degraded ({code}); nothing is installed until that is solved", code=code
+            )
+
+    def _must_be_in_hand(self, digest: Sha256) -> None:
+        in_hand = self.transaction.open_digest()
+        if in_hand != digest:
+            found = in_hand[:16] if in_hand else "none"
+            raise OfferRefusedError(
+                f"release {digest[:16]} is not in hand (found {found})", code="release.unknown"
+            )
+
+
+def _is_about(entry: JournalEntry | None, env: BootEnv | None) -> bool:
+    """Whether the open transaction is the one that the environment committed."""
+    return entry is not None and env is not None and not entry.closed and env.txn == txn_of(entry.digest)
+
+
+def _rest() -> float:
+    return IDLE_WAIT_S

@@ -1,0 +1,148 @@
+"""Everything the engine touches outside itself, as ports. `main` gives it the device, a test gives it a world.
+
+The crash explorer runs the real engine on simulated storage through exactly these: no module of the engine opens a file,
+a socket or a device by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tidewaiter_core.audit import Actor, Outcome
+from tidewaiter_core.clock import Clock
+from tidewaiter_core.model import SlotName
+from tidewaiter_core.payload.release import Release
+
+from tidewaiter_updater.boot import BootControl
+from tidewaiter_updater.journal import Documents
+from tidewaiter_updater.model import Decision, FloorValues, HealthCheck, Held, TransferProgress
+
+Report = Callable[[TransferProgress], None]
+
+
+class Control(Protocol):
+    """What a long piece of work asks about itself between two chunks."""
+
+    def paused(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+
+
+class Trust(Protocol):
+    """Signed metadata, verified in a child process."""
+
+    def check(self, source: str, release_path: str) -> bytes:
+        """The bytes of a release document that the repository behind `source` signs; TrustError or SourceError."""
+
+
+class Floors(Protocol):
+    """The durable floors; the effective one is the maximum of all copies."""
+
+    def effective(self) -> FloorValues: ...
+    def raise_committed(self, release: FloorValues) -> None:
+        """Raise to a committed release; durable when this returns, never lowered."""
+
+
+class SlotStore(Protocol):
+    """The content of the slots."""
+
+    def check(self, slot: SlotName, release: Release) -> None:
+        """Refuse (SlotError) a slot that must not or cannot take `release`, before anything is changed."""
+
+    def expected_fetch_bytes(self, slot: SlotName, release: Release, source: str) -> int:
+        """What a transfer would fetch at most, from the signed sizes."""
+
+    def write(
+        self,
+        slot: SlotName,
+        release: Release,
+        source: str,
+        *,
+        resume: bool,
+        cap_bytes: int | None,
+        report: Report,
+        control: Control,
+    ) -> None:
+        """Make the slot hold the image, from whatever is cheapest; on storage when this returns, safe to call again.
+
+        Args:
+            resume: The slot may already hold parts of this image.
+            cap_bytes: BudgetError before anything is written if more would have to be fetched.
+        """
+
+    def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
+        """Number of chunks that the medium does not hold as signed; 0 proves the image."""
+
+    def holds(self, slot: SlotName, release: Release, *, control: Control) -> bool:
+        """Whether the slot holds exactly the image of `release`, by reading all of it from the medium."""
+
+
+class Interlock(Protocol):
+    """The injector's permission. No answer means no: an unreachable HAL is an injector in use."""
+
+    def check(self, purpose: str) -> Decision: ...
+    def hold(self, purpose: str) -> Held | None:
+        """Take the lease and keep it; None when this injector has none. Raises InterlockError when it is refused."""
+
+    def is_held(self) -> bool:
+        """Whether the lease taken by `hold` still stands."""
+
+    def newer_sample(self, after: int | None) -> int | None:
+        """Number of a state sample newer than `after`, None when none arrived in time."""
+
+    def seal(self, lease_id: str) -> None: ...
+    def release(self) -> None:
+        """Give back every lease of ours, also one from before the reboot. Never raises: leases end by themselves."""
+
+    def lease(self) -> Held | None: ...
+
+
+class InjectorView(Protocol):
+    """What a transfer may know of the injector."""
+
+    def is_injecting(self) -> bool:
+        """Whether an injection runs; an unreachable HAL does not stop a transfer, which harms nobody."""
+
+
+class Reboot(Protocol):
+    """The flag that makes PID 1 restart the machine."""
+
+    def request(self) -> None: ...
+    def withdraw(self) -> None: ...
+    def is_requested(self) -> bool: ...
+
+
+class AuditTrail(Protocol):
+    """The part of core.audit.AuditLog that the engine writes to."""
+
+    def append(
+        self, kind: str, *, actor: Actor, outcome: Outcome = ..., fields: Mapping[str, Any] | None = None
+    ) -> int: ...
+    def flush(self) -> None: ...
+
+
+class HealthChecks(Protocol):
+    """The named checks of a trial boot."""
+
+    def run(
+        self, slot: SlotName, release: Release | None, *, network_proven_utc: str
+    ) -> tuple[HealthCheck, ...]:
+        """Each check once; a check that cannot be judged is not green."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The device, as the engine sees it."""
+
+    clock: Clock
+    boot: BootControl
+    documents: Documents
+    trust: Trust
+    floors: Floors
+    slots: SlotStore
+    interlock: Interlock
+    injector: InjectorView
+    reboot: Reboot
+    audit: AuditTrail
+    health: HealthChecks

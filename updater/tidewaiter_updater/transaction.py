@@ -1,0 +1,166 @@
+"""The one transaction in hand: its phase, its flags and its progress; all that a user is shown is derived from here.
+
+Threads: commands arrive on connection threads, work is done by one worker. `lock` guards every attribute; the worker
+holds it only for a moment at a time, so a status never waits for a transfer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from tidewaiter_core.audit import Actor, Outcome
+from tidewaiter_core.clock import format_utc
+from tidewaiter_core.model import Sha256, SlotName
+from tidewaiter_core.payload.release import Release
+
+from tidewaiter_updater.consent import SitePolicy
+from tidewaiter_updater.journal import Journal, JournalEntry
+from tidewaiter_updater.model import BootEnv, ByteCounts, Last, RunningRelease, SlotRecord, TransferProgress
+from tidewaiter_updater.phases import Phase
+from tidewaiter_updater.ports import Ports
+
+SYSTEM = Actor(kind="system", id="tidewaiter-updater")
+CODES_SHOWN = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What this device is, and what its site allows."""
+
+    serial: str
+    product: str
+    hw: str
+    consent: SitePolicy = SitePolicy.SERVER
+    max_fetch_bytes: int = 0
+    """0: the release's own cap only."""
+    updates: bool = True
+
+
+class Transaction:
+    """Shared state of the engine's parts."""
+
+    def __init__(self, ports: Ports, *, site: Site, identity: RunningRelease, boot_id: str) -> None:
+        self.ports = ports
+        self.site = site
+        self.identity = identity
+        self.boot_id = boot_id
+        self.journal = Journal(ports.documents)
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.revision = 0
+
+        self.phase = Phase.IDLE
+        self.pending = False
+        """The effects of `phase` are still to be done."""
+        self.degraded: str | None = None
+        self.booted: SlotName | None = None
+        self.entry: JournalEntry | None = None
+        self.release: Release | None = None
+        self.last: Last | None = None
+        self.waiting_for: tuple[str, ...] = ()
+        self.in_trial = False
+        """This boot is (or was, until its commit) a trial."""
+        self.stale_trial = False
+        self.stopping = False
+        self.paused = False
+        self.hold_back = False
+        """The injector injects; the transfer waits."""
+        self.cancel_code: str | None = None
+        self.cancel_text = ""
+        self.activation_requested = False
+        self.window_open = False
+        self.retry_at_s: float | None = None
+        self.since_utc = self.now_utc()
+        self.progress = TransferProgress(counts=ByteCounts())
+        self.transfer_began_s: float | None = None
+        self.actor = SYSTEM
+
+    def now_utc(self) -> str:
+        return format_utc(self.ports.clock.now_utc())
+
+    def touch(self) -> None:
+        """Tell everybody who watches that something changed."""
+        with self.lock:
+            self.revision += 1
+            self.changed.notify_all()
+
+    def enter(self, phase: Phase, *, waiting_for: Iterable[str] = ()) -> None:
+        """Be in `phase` from now on; durable traces are the effects' business."""
+        with self.lock:
+            self.phase = phase
+            self.pending = False
+            self.since_utc = self.now_utc()
+            self.waiting_for = tuple(waiting_for)
+            if self.entry is not None:
+                self.entry = replace(self.entry, phase=phase, since_utc=self.since_utc)
+        self.touch()
+
+    def wait_for(self, *reasons: str) -> None:
+        """Show what is awaited; no news is no change."""
+        with self.lock:
+            if self.waiting_for == reasons:
+                return
+            self.waiting_for = reasons
+        self.touch()
+
+    def report(self, progress: TransferProgress) -> None:
+        """Progress of the transfer or read-back that runs."""
+        with self.lock:
+            self.progress = progress
+        self.touch()
+
+    def conclude(self, code: str, text: str) -> None:
+        """Record the outcome of the step in hand, for people and for the next start."""
+        with self.lock:
+            digest = self.entry.digest if self.entry else ""
+            self.last = Last(
+                code=code, text=text[:2000], step=self.phase.value, at_utc=self.now_utc(), digest=digest
+            )
+            if self.entry is not None:
+                self.entry = replace(self.entry, last=self.last)
+        self.touch()
+
+    def save(self) -> None:
+        """Write the journal; a transaction without an entry has nothing to remember."""
+        with self.lock:
+            entry = self.entry
+        if entry is not None:
+            self.journal.save_entry(entry)
+
+    def audit(self, kind: str, *, outcome: Outcome = Outcome.OK, code: str | None = None) -> None:
+        """One class A record about the release in hand; durable when this returns."""
+        entry = self.entry
+        fields = {"release": self.release_name(), "digest": entry.digest if entry else ""}
+        fields |= {"code": code} if code is not None else {"from": entry.from_version if entry else ""}
+        self.ports.audit.append(kind, actor=self.actor, outcome=outcome, fields=fields)
+
+    def release_name(self) -> str:
+        """Product and version of the release in hand; in a trial whose journal was lost, those of the root that runs."""
+        if self.release is not None:
+            return f"{self.release.product} {self.release.version}"
+        return f"{self.identity.product} {self.identity.version}" if self.in_trial else ""
+
+    def env(self) -> BootEnv | None:
+        """The boot environment as it is on storage now."""
+        return self.ports.boot.read()
+
+    def running_record(self) -> SlotRecord | None:
+        """The record of the booted slot, if it is about the release that runs."""
+        record = self.journal.slots().get(self.booted) if self.booted else None
+        if record is None or record.sequence != self.identity.sequence:
+            return None
+        return record
+
+    def open_digest(self) -> Sha256 | None:
+        """Digest of the transaction that is not over yet."""
+        return self.entry.digest if self.entry is not None and not self.entry.closed else None
+
+    def load_release(self, digest: Sha256) -> Release | None:
+        """The stored signed document of `digest`; it was verified when it was stored, and hashes to its name."""
+        data = self.journal.release_bytes(digest)
+        return Release.parse(data) if data is not None else None
+
+    def is_cancel_requested(self) -> bool:
+        return self.cancel_code is not None
