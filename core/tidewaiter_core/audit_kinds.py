@@ -74,7 +74,8 @@ _TABLE: tuple[tuple[str, Durability, str], ...] = (
     ("update.installing update.staged update.armed update.committed", Durability.ACTION, _UPDATE),
     ("update.rolled_back update.failed update.refused", Durability.ACTION, _UPDATE),
     ("injector_firmware.applied injector_firmware.failed", Durability.ACTION, "board from to sha256 release"),
-    ("interlock.denied interlock.held interlock.lost", Durability.SECOND, "reasons:texts purpose lease why"),
+    ("interlock.denied interlock.held interlock.lost", Durability.SECOND,
+     "reasons:texts purpose lease reason sealed_ms:int"),
     ("injector.link", Durability.RELAXED, "state from to reason driver identity serial"),
     ("injector.log_gap", Durability.RELAXED, "log from:int to:int count:int serial log_id:int"),
     # The injector's own logs, entry by entry; `number` and `event` are the injector's codes.

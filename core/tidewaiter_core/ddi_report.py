@@ -59,6 +59,7 @@ STANDING_OF_PHASE: Mapping[str, Standing] = {
     "STAGED": Standing(Execution.DOWNLOADED, _OPEN),
     "ARMED": Standing(Execution.PROCEEDING, _OPEN),
     "TRIAL": Standing(Execution.RESUMED, _OPEN),
+    "HEALTH": Standing(Execution.RESUMED, _OPEN),
     "COMMITTED": Standing(Execution.CLOSED, Finished.SUCCESS),
     "REFUSED": Standing(Execution.CLOSED, Finished.FAILURE),
     "FAILED": Standing(Execution.CLOSED, Finished.FAILURE),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tidewaiter_core import audit_kinds
 from tidewaiter_core.audit_chain import Chain, ChainError, Frontier, origin_of
 from tidewaiter_core.audit_kinds import KINDS, LAST_WORDS, Durability, checked_fields, kind_of
 from tidewaiter_core.audit_record import (
@@ -341,3 +342,8 @@ def test_a_damaged_end_document_is_refused(change: dict[str, Any]) -> None:
         Chain.from_end_document("agent", canonical(document))
     with pytest.raises(RecordError, match="end file"):
         Chain.from_end_document("agent", b"[]")
+
+
+def test_no_kind_is_declared_twice() -> None:
+    names = [name for row in audit_kinds._TABLE for name in row[0].split()]
+    assert len(names) == len(set(names)) == len(KINDS)
