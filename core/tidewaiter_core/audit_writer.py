@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tidewaiter_core import durable
-from tidewaiter_core.audit_files import FILE_MODE, RESERVE_BYTES, RESERVE_NAME, usage_bytes
-from tidewaiter_core.audit_kinds import LAST_WORDS, Durability, Kind, kind_of
-from tidewaiter_core.audit_limits import RateLimit, Space, space_of
+from tidewaiter_core.audit_budget import HEAL_EVERY_S, Budget
+from tidewaiter_core.audit_files import FILE_MODE
+from tidewaiter_core.audit_kinds import LAST_WORDS, Durability, Kind, checked_fields, kind_of
+from tidewaiter_core.audit_limits import RateLimit, Space
 from tidewaiter_core.audit_record import Actor, Outcome, Stamp, build_line
 from tidewaiter_core.audit_start import Start, create_segment
 from tidewaiter_core.clock import Clock, format_utc, parse_utc
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 ROTATE_AFTER = timedelta(days=30)
 GAP_EVERY_S = 600.0
-HEAL_EVERY_S = 60.0
 SUPPRESSED = -1
 """Returned instead of a seq when a record was counted and not stored."""
 
@@ -72,18 +72,14 @@ class AuditWriter:
         self._descriptor = os.open(begin.part.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         os.fchmod(self._descriptor, FILE_MODE)
         self._size = os.fstat(self._descriptor).st_size
-        self._used = usage_bytes(rules.directory)
-        self._space = Space.NORMAL
-        self._full_reason = ""
-        self._full_said = False
-        self._heal_at_s = 0.0
+        self._budget = Budget(rules.directory, rules.budget_bytes, disk=disk, now_s=clock.boottime_s())
+        self._full_said = ""
         self._broken = ""
         self._sync_at_s: float | None = None
         self._gap_count = 0
         self._gap_at_s = 0.0
         self._rotate_at_s = 0.0
         self._pending = list(begin.notices)
-        self._set_up_reserve()
 
     def append(self, kind: Kind, *, actor: Actor, outcome: Outcome, fields: Mapping[str, Any]) -> int:
         """Write one record; its seq, or SUPPRESSED.
@@ -98,17 +94,17 @@ class AuditWriter:
             kind.name, f"{actor.kind}:{actor.id}", now_s
         ):
             return SUPPRESSED
-        if self._full_reason:
-            self._heal(now_s)
-        self._look_at_space(now_s)
-        if self._space is Space.SHORT and kind.durability is Durability.RELAXED:
+        self._budget.heal(now_s)
+        if self._budget.follow(now_s):
+            self.notice("audit.disk_low", Outcome.MINOR, self._budget.as_fields())
+        self._say_full()
+        if self._budget.space is Space.SHORT and kind.durability is Durability.RELAXED:
             self._count_gap(now_s)
             return SUPPRESSED
-        if self._space is Space.FULL and kind.name not in LAST_WORDS:
+        if self._budget.full_reason and kind.name not in LAST_WORDS:
             raise self._full(kind.name)
         seq = self._write(kind, actor=actor, outcome=outcome, fields=fields)
-        if self._full_reason:
-            self._say_full()
+        self._say_full()
         return seq
 
     def write_pending(self) -> None:
@@ -168,7 +164,8 @@ class AuditWriter:
 
     def notice(self, kind: str, outcome: Outcome, fields: Mapping[str, Any]) -> None:
         """A record of the log about itself. On a full disk it may be lost; the log line stays."""
-        self._write(kind_of(kind), actor=self._actor, outcome=outcome, fields=fields)
+        row = kind_of(kind)
+        self._write(row, actor=self._actor, outcome=outcome, fields=checked_fields(row, fields))
 
     def _write(self, kind: Kind, *, actor: Actor, outcome: Outcome, fields: Mapping[str, Any]) -> int:
         now_utc = self._clock.now_utc()
@@ -190,10 +187,7 @@ class AuditWriter:
             outcome=outcome,
             fields=fields,
         )
-        if (
-            self._space is Space.FULL
-            and self._used + len(line) + 1 > self._rules.budget_bytes + RESERVE_BYTES
-        ):
+        if self._budget.full_reason and not self._budget.has_room_for_last_words(len(line) + 1):
             raise self._full(kind.name)
         self._put(line + b"\n", kind.name)
         self.chain.advance(line, utc=stamp.utc)
@@ -214,13 +208,13 @@ class AuditWriter:
                 self._take_back(err)
                 if err.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise self._break(f"write failed: {err.strerror or err}", err) from err
-                self._become_full(err.strerror or "no space left")
+                self._budget.become_full(err.strerror or "no space left", self._clock.boottime_s())
                 if attempt == 1 and kind in LAST_WORDS:
                     continue
                 self._say_full()
                 raise self._full(kind) from err
             self._size += len(data)
-            self._used += len(data)
+            self._budget.used_bytes += len(data)
             return
 
     def _take_back(self, cause: OSError) -> None:
@@ -231,7 +225,7 @@ class AuditWriter:
             raise self._break(f"write failed ({cause.strerror}) and so did taking it back", err) from err
 
     def _rotate_if_due(self, utc: str) -> None:
-        if self._size == 0 or self._full_reason or self._clock.boottime_s() < self._rotate_at_s:
+        if self._size == 0 or self._budget.full_reason or self._clock.boottime_s() < self._rotate_at_s:
             return
         is_old = bool(self._first_utc) and parse_utc(utc) - parse_utc(self._first_utc) > ROTATE_AFTER
         if self._size < self._rules.segment_bytes and not is_old:
@@ -252,65 +246,17 @@ class AuditWriter:
             return
         os.close(self._descriptor)
         self._descriptor, self._part, self._size, self._first_utc = descriptor, part, 0, ""
-        self._used += len(document)
-
-    def _look_at_space(self, now_s: float) -> None:
-        """Follow the budget; say so once on the way down."""
-        before = self._space
-        space = space_of(self._used, self._rules.budget_bytes, next_bytes=1024)
-        if space is Space.FULL:
-            self._become_full("the budget is used up")
-            self._say_full()
-            return
-        self._space = Space.FULL if self._full_reason else space
-        if before is Space.NORMAL and self._space in (Space.LOW, Space.SHORT):
-            self.notice("audit.disk_low", Outcome.MINOR, self._sizes())
-
-    def _become_full(self, reason: str) -> None:
-        if self._full_reason:
-            return
-        logger.error("audit log %s is full: %s; actions are refused", self._rules.component, reason)
-        self._full_reason, self._space, self._full_said = reason, Space.FULL, False
-        self._heal_at_s = self._clock.boottime_s() + HEAL_EVERY_S
-        with contextlib.suppress(OSError):
-            (self._rules.directory / RESERVE_NAME).unlink(missing_ok=True)
+        self._budget.used_bytes += len(document)
 
     def _say_full(self) -> None:
-        if self._full_said:
+        if self._full_said == self._budget.full_reason:
             return
-        self._full_said = True
+        before, self._full_said = self._full_said, self._budget.full_reason
         try:
-            self.notice("audit.full", Outcome.SERIOUS, {**self._sizes(), "reason": self._full_reason})
+            if self._full_said:
+                self.notice("audit.full", Outcome.SERIOUS, self._budget.as_fields())
         except AuditUnavailableError:
-            self._full_said = False  # not even the reserve took it; tried again with the next record
-
-    def _heal(self, now_s: float) -> None:
-        """Full ends when space was made and the reserve is back."""
-        if now_s < self._heal_at_s:
-            return
-        self._heal_at_s = now_s + HEAL_EVERY_S
-        self._used = usage_bytes(self._rules.directory)
-        if space_of(self._used, self._rules.budget_bytes, next_bytes=4096) is Space.FULL:
-            return
-        if self._set_up_reserve():
-            logger.warning("audit log %s has space again", self._rules.component)
-            self._full_reason, self._space = "", Space.NORMAL
-
-    def _set_up_reserve(self) -> bool:
-        """Blocks that are really allocated: without them the last words of a full disk have no place."""
-        path = self._rules.directory / RESERVE_NAME
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
-            try:
-                os.fchmod(descriptor, FILE_MODE)
-                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
-                self._disk.sync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as err:
-            self._become_full(f"no room for the reserve: {err.strerror}")
-            return False
-        return True
+            self._full_said = before  # not even the reserve took it; tried again with the next record
 
     def _count_gap(self, now_s: float) -> None:
         if not self._gap_count:
@@ -329,12 +275,9 @@ class AuditWriter:
         at_s = self._clock.boottime_s() + within_s
         self._sync_at_s = at_s if self._sync_at_s is None else min(at_s, self._sync_at_s)
 
-    def _sizes(self) -> dict[str, Any]:
-        return {"bytes": self._used, "budget_bytes": self._rules.budget_bytes}
-
     def _full(self, kind: str) -> AuditUnavailableError:
         return AuditUnavailableError(
-            f"audit log {self._rules.component}: {kind} was not recorded: {self._full_reason}; the action is refused"
+            f"audit log {self._rules.component}: {kind} was not recorded: {self._budget.full_reason}; the action is refused"
         )
 
     def _break(self, reason: str, err: OSError) -> AuditUnavailableError:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from tidewaiter_core import strictjson
+from tidewaiter_core.ddi_json import (
+    BadAnswerError,
+    BadJsonError,
+    action_id_of,
+    list_of,
+    load_json,
+    object_of,
+    shown,
+    text_of,
+)
 from tidewaiter_core.ddi_link import ForeignLinkError, check_link
 from tidewaiter_core.ddi_report import (
     CANCEL_DONE,
@@ -28,7 +37,6 @@ from tidewaiter_core.ddi_report import (
     format_sleep,
     phase_feedback,
 )
-from tidewaiter_core.errors import TidewaiterError
 
 __all__ = [
     "CANCEL_DONE", "CANCEL_TOO_LATE", "STANDING_OF_PHASE", "BadAnswerError", "BadJsonError", "BasePoll", "CancelAction",
@@ -37,33 +45,14 @@ __all__ = [
     "parse_base", "parse_cancel", "parse_confirmation_base", "parse_deployment", "parse_sleep", "phase_feedback",
 ]  # fmt: skip
 
-ANSWER_LIMIT_BYTES = 256 * 1024
-ANSWER_DEPTH = 16
 DEFAULT_SLEEP_S = 300
 """If the server does not say how long to sleep."""
 LINKS_LIMIT = 64
-TEXT_LIMIT = 128
 RELEASE_KEY = "tidewaiter.release"
 
 _SLEEP = re.compile(r"([0-9]{2}):([0-5][0-9]):([0-5][0-9])")
-_ACTION_ID = re.compile(r"[0-9]{1,19}")
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._+\-]{0,63}"
 _RELEASE_PATH = re.compile(rf"releases/{_SEGMENT}/{_SEGMENT}/release\.json")
-_TITLE = re.compile(rb"<title[^>]{0,64}>([^<]{0,200})", re.IGNORECASE)
-
-
-class BadJsonError(TidewaiterError):
-    """The body is not JSON as this protocol has it; the message says what came instead."""
-
-    code = "net.bad-json"
-    retryable = True
-
-
-class BadAnswerError(TidewaiterError):
-    """JSON, but not the answer that was asked for; the message names the field."""
-
-    code = "net.bad-answer"
-    retryable = True
 
 
 class UnusableDeploymentError(BadAnswerError):
@@ -141,31 +130,10 @@ class CancelAction:
     """The action to stop."""
 
 
-def load_json(
-    data: bytes, *, limit: int = ANSWER_LIMIT_BYTES, depth: int = ANSWER_DEPTH, what: str = "answer"
-) -> dict[str, Any]:
-    """The JSON object in `data`.
-
-    Raises:
-        BadJsonError: Not JSON, not an object, or beyond a limit; names what came.
-    """
-    try:
-        value = strictjson.loads(data, limit_bytes=limit, depth=depth)
-    except strictjson.StrictJsonError as err:
-        raise BadJsonError(
-            f"{what}: expected JSON, found {_came(data)} ({err}); the answer is ignored"
-        ) from err
-    if not isinstance(value, dict):
-        raise BadJsonError(
-            f"{what}: expected a JSON object, found a JSON {type(value).__name__}; the answer is ignored"
-        )
-    return value
-
-
 def parse_base(data: bytes) -> BasePoll:
     """Read the base poll's answer; BadJsonError or BadAnswerError."""
     document = load_json(data, what="poll answer")
-    polling = _object(_object(document.get("config", {}), "config").get("polling", {}), "config.polling")
+    polling = object_of(object_of(document.get("config", {}), "config").get("polling", {}), "config.polling")
     sleep = polling.get("sleep")
     return BasePoll(
         sleep_s=DEFAULT_SLEEP_S if sleep is None else parse_sleep(sleep),
@@ -178,7 +146,7 @@ def parse_sleep(text: object) -> int:
     match = _SLEEP.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) > 23:
         raise BadAnswerError(
-            f"config.polling.sleep: expected HH:MM:SS, found {_shown(text)}; the answer is ignored"
+            f"config.polling.sleep: expected HH:MM:SS, found {shown(text)}; the answer is ignored"
         )
     return int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3])
 
@@ -191,20 +159,20 @@ def parse_deployment(data: bytes) -> Deployment:
         UnusableDeploymentError: One, but it does not name exactly one release.
     """
     document = load_json(data, what="deployment")
-    action_id = _action_id(document.get("id"), "id")
+    action_id = action_id_of(document.get("id"), "id")
     confirming = "deployment" not in document and "confirmation" in document
     where = "confirmation" if confirming else "deployment"
-    body = _object(document.get(where), where)
+    body = object_of(document.get(where), where)
     found = body.get("chunks")
     if not isinstance(found, list) or len(found) > 64:
         raise BadAnswerError(
-            f"{where}.chunks: expected a list of up to 64, found {_shown(found)}; the answer is ignored"
+            f"{where}.chunks: expected a list of up to 64, found {shown(found)}; the answer is ignored"
         )
     chunks = tuple(_chunk(chunk, f"{where}.chunks[{number}]") for number, chunk in enumerate(found))
     window = body.get("maintenanceWindow")
     if window not in (None, "available", "unavailable"):
         raise BadAnswerError(
-            f"{where}.maintenanceWindow: expected available or unavailable, found {_shown(window)}; the answer is ignored"
+            f"{where}.maintenanceWindow: expected available or unavailable, found {shown(window)}; the answer is ignored"
         )
     return Deployment(
         id=action_id,
@@ -226,9 +194,9 @@ def parse_confirmation_base(data: bytes) -> str | None:
 def parse_cancel(data: bytes) -> CancelAction:
     """Read the answer of cancelAction/{id}; BadJsonError or BadAnswerError."""
     document = load_json(data, what="cancelAction")
-    body = _object(document.get("cancelAction"), "cancelAction")
-    stop_id = _action_id(body.get("stopId"), "cancelAction.stopId")
-    return CancelAction(id=_action_id(document.get("id", stop_id), "id"), stop_id=stop_id)
+    body = object_of(document.get("cancelAction"), "cancelAction")
+    stop_id = action_id_of(body.get("stopId"), "cancelAction.stopId")
+    return CancelAction(id=action_id_of(document.get("id", stop_id), "id"), stop_id=stop_id)
 
 
 def _release(chunks: tuple[Chunk, ...], action_id: str) -> ReleaseRef:
@@ -241,7 +209,7 @@ def _release(chunks: tuple[Chunk, ...], action_id: str) -> ReleaseRef:
     path = chunk.metadata.get(RELEASE_KEY, f"releases/{chunk.name}/{chunk.version}/release.json")
     if not _RELEASE_PATH.fullmatch(path):
         raise UnusableDeploymentError(
-            f"action {action_id}: expected releases/<product>/<version>/release.json, found {_shown(path)};"
+            f"action {action_id}: expected releases/<product>/<version>/release.json, found {shown(path)};"
             " the action is refused",
             action_id=action_id,
         )
@@ -249,29 +217,29 @@ def _release(chunks: tuple[Chunk, ...], action_id: str) -> ReleaseRef:
 
 
 def _chunk(value: object, where: str) -> Chunk:
-    chunk = _object(value, where)
+    chunk = object_of(value, where)
     metadata: dict[str, str] = {}
-    for entry in _list(chunk.get("metadata"), f"{where}.metadata"):
-        pair = _object(entry, f"{where}.metadata")
+    for entry in list_of(chunk.get("metadata"), f"{where}.metadata"):
+        pair = object_of(entry, f"{where}.metadata")
         key, text = pair.get("key"), pair.get("value")
         if isinstance(key, str) and isinstance(text, str):
             if key in metadata:
-                raise BadAnswerError(f"{where}.metadata: {_shown(key)} stands twice; the answer is ignored")
+                raise BadAnswerError(f"{where}.metadata: {shown(key)} stands twice; the answer is ignored")
             metadata[key] = text
     artifacts: dict[str, str] = {}
-    for entry in _list(chunk.get("artifacts"), f"{where}.artifacts"):
-        artifact = _object(entry, f"{where}.artifacts")
-        name = _text(artifact.get("filename"), f"{where}.artifacts.filename")
+    for entry in list_of(chunk.get("artifacts"), f"{where}.artifacts"):
+        artifact = object_of(entry, f"{where}.artifacts")
+        name = text_of(artifact.get("filename"), f"{where}.artifacts.filename")
         if name in artifacts:
             raise BadAnswerError(
-                f"{where}.artifacts: two files have the name {_shown(name)}; the answer is ignored"
+                f"{where}.artifacts: two files have the name {shown(name)}; the answer is ignored"
             )
         links = _links(artifact, f"{where}.artifacts")
         artifacts[name] = links.get("download") or links.get("download-http") or ""
     return Chunk(
-        part=_text(chunk.get("part"), f"{where}.part"),
-        name=_text(chunk.get("name"), f"{where}.name"),
-        version=_text(chunk.get("version"), f"{where}.version"),
+        part=text_of(chunk.get("part"), f"{where}.part"),
+        name=text_of(chunk.get("name"), f"{where}.name"),
+        version=text_of(chunk.get("version"), f"{where}.version"),
         metadata=metadata,
         artifacts=artifacts,
     )
@@ -279,7 +247,7 @@ def _chunk(value: object, where: str) -> Chunk:
 
 def _links(document: Mapping[str, Any], where: str) -> dict[str, str]:
     """Relation to href; a relation without a usable href is left out, as an unknown one would be."""
-    found = _object(document.get("_links", {}), f"{where}: _links")
+    found = object_of(document.get("_links", {}), f"{where}: _links")
     if len(found) > LINKS_LIMIT:
         raise BadAnswerError(
             f"{where}: _links: {len(found)} links, at most {LINKS_LIMIT} are read; the answer is ignored"
@@ -295,67 +263,6 @@ def _handling(body: Mapping[str, Any], name: str, where: str) -> Handling:
     value = body.get(name, Handling.ATTEMPT.value)
     if not isinstance(value, str) or value not in set(Handling):
         raise BadAnswerError(
-            f"{where}.{name}: expected skip, attempt or forced, found {_shown(value)}; the answer is ignored"
+            f"{where}.{name}: expected skip, attempt or forced, found {shown(value)}; the answer is ignored"
         )
     return Handling(value)
-
-
-def _action_id(value: object, where: str) -> str:
-    """Decimal text: it goes into a path, so nothing else may pass."""
-    if not isinstance(value, str) or not _ACTION_ID.fullmatch(value):
-        raise BadAnswerError(
-            f"{where}: expected a decimal action id, found {_shown(value)}; the answer is ignored"
-        )
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= TEXT_LIMIT:
-        raise BadAnswerError(
-            f"{where}: expected a text of 1 to {TEXT_LIMIT} characters, found {_shown(value)}; the answer is ignored"
-        )
-    return value
-
-
-def _object(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadAnswerError(f"{where}: expected an object, found {_shown(value)}; the answer is ignored")
-    return value
-
-
-def _list(value: object, where: str) -> list[Any]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or len(value) > 256:
-        raise BadAnswerError(
-            f"{where}: expected a list of up to 256, found {_shown(value)}; the answer is ignored"
-        )
-    return value
-
-
-def _shown(value: object) -> str:
-    match value:
-        case None:
-            return "nothing"
-        case dict():
-            return "an object"
-        case list():
-            return f"a list of {len(value)}"
-        case str() if len(value) > 64:
-            return repr(value[:63] + "…")
-    return repr(value)
-
-
-def _came(data: bytes) -> str:
-    """What a body looks like that is not JSON: usually the page of a proxy or a portal."""
-    start = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
-    if not start:
-        return "an empty body"
-    if start[:1] == b"<":
-        is_html = b"<html" in start.lower() or b"<!doctype html" in start.lower()
-        title = _TITLE.search(data[:16384])
-        name = f" titled {title[1].decode('utf-8', 'replace').strip()[:80]!r}" if title else ""
-        return f"{'an HTML page' if is_html else 'XML or HTML'}{name}, as a proxy or portal sends it"
-    if start[:2] == b"\x1f\x8b":
-        return "a compressed body"
-    return f"{len(data)} bytes starting with {start[:24]!r}"

@@ -337,6 +337,7 @@ def test_a_log_of_another_device_is_put_aside(tmp_path: Path) -> None:
     with open_log(tmp_path, origin=other) as log:
         assert log.origin == f"{other}/2"
     assert records(tmp_path)[0]["fields"]["reason"] == "origin"
+    assert verify(tmp_path).intact
 
 
 def test_an_epoch_in_the_configured_origin_is_ignored(tmp_path: Path) -> None:
@@ -353,6 +354,7 @@ def test_fewer_records_than_the_end_file_vouches_for_is_a_rollback(tmp_path: Pat
     first.path.write_bytes(b"".join(first.path.read_bytes().splitlines(keepends=True)[:-1]))
     open_log(tmp_path).close()
     assert records(tmp_path)[0]["fields"]["reason"] == "rollback"
+    assert verify(tmp_path).intact
 
 
 def test_a_lost_end_file_is_made_again_from_the_records(tmp_path: Path) -> None:
@@ -374,6 +376,7 @@ def test_a_hole_before_the_last_segment_without_end_file_is_damage(tmp_path: Pat
     last_but_one.path.unlink()
     with open_log(tmp_path) as log:
         assert log.origin.endswith("/2")
+    assert verify(tmp_path).intact
 
 
 # -- rotation ---------------------------------------------------------------------------------------------------------

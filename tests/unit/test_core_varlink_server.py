@@ -71,8 +71,16 @@ class Interlock:
         self.seen.append(call)
 
     def fetch(self, call: Call) -> Upgrade:
+        if call.parameters["path"] == "broken":
+            return Upgrade(
+                {"status": "ok", "detail": "", "offset": 0, "total": 6, "length": 6}, self._broken_body()
+            )
         head = {"status": "ok", "detail": "", "offset": 0, "total": 6, "length": 6}
         return Upgrade(head, self._body())
+
+    def _broken_body(self) -> Iterator[bytes]:
+        yield b"abc"
+        raise DeadlineError("the server sent nothing for 30 s")
 
     def _body(self) -> Iterator[bytes]:
         try:
@@ -200,6 +208,19 @@ def test_raw_bytes_follow_an_upgrade_reply_and_then_the_connection_ends(world: S
             while piece := reader.recv(4):
                 data += piece
             assert data == b"abc\0\xff!"
+
+
+def test_a_body_that_fails_ends_early_and_nothing_else_is_written_into_it(world: Serving) -> None:
+    with Client(world.path) as client:
+        _, reader = client.upgrade(
+            "io.tidewaiter.Relay.Fetch", {"path": "broken", "offset": 0, "max_bytes": 9}
+        )
+        with reader:
+            data = b""
+            while piece := reader.recv(100):
+                data += piece
+    assert data == b"abc"
+    assert is_serving(world)
 
 
 def test_an_upgrade_method_called_plainly_says_so_and_closes_its_source(
@@ -340,7 +361,8 @@ def test_stop_ends_run_within_a_second_with_idle_streaming_and_hanging_clients(
     with world.raw() as idle, world.raw() as hanging, Client(world.path) as streaming:
         exchange(idle, request(f"{INTERLOCK}.GetLease"))
         hanging.sendall(request(f"{INTERLOCK}.Check", parameters={"purpose": "block"}))
-        next(streaming.more(f"{INTERLOCK}.Hold", {"purpose": "activate", "ttl_ms": 1}))
+        stream = streaming.more(f"{INTERLOCK}.Hold", {"purpose": "activate", "ttl_ms": 1})
+        next(stream)
         wait_until(lambda: world.server.connections == 3)
         started = time.monotonic()
         world.stop.event.set()

@@ -146,7 +146,9 @@ class Connection:
             )
             return self._run(bound, call)
         except TidewaiterError as err:
-            if bound is None or isinstance(err, VarlinkError):
+            if isinstance(err, VarlinkError) and err.name == errors.PERMISSION_DENIED:
+                logger.warning("varlink: %s may not call %s", self._peer, method)
+            elif bound is None or isinstance(err, VarlinkError):
                 logger.info("varlink: %s asked for %.100s, answered %s", self._peer, method, err)
             else:
                 logger.warning("varlink: %s failed for %s: %s", method, self._peer, err)
@@ -194,8 +196,12 @@ class Connection:
             if not call.upgrade:
                 raise VarlinkError(errors.EXPECTED_UPGRADE)
             self._reply(bound, call, result.parameters)
-            for piece in result.body:
-                self._send_bytes(piece, self._limits.stream_timeout_s)
+            try:
+                for piece in result.body:
+                    self._send_bytes(piece, self._limits.stream_timeout_s)
+            except TidewaiterError as err:
+                # No error reply: the peer would take it for a piece of the body. The early end says it.
+                logger.warning("varlink: body of %s for %s ended early: %s", bound.full_name, self._peer, err)
         finally:
             _close(result.body)
 

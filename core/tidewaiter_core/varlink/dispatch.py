@@ -89,7 +89,7 @@ class Dispatcher:
         declares.
         """
         if not isinstance(err, VarlinkError):
-            parameters = {"code": err.code, "message": str(err), "retryable": err.retryable}
+            parameters = {"code": err.code, "message": str(err)[:4096], "retryable": err.retryable}
             return {"error": errors.FAILED, "parameters": parameters}
         if err.name in _OF_ANY_SERVICE:
             return {"error": err.name, "parameters": err.parameters}
