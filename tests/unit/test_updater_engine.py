@@ -1,6 +1,7 @@
 """The engine on a simulated device: consents, windows, interlock, cancel, failures. Power cuts are in tests/faults."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tidewaiter_core.audit import AuditUnavailableError
@@ -21,11 +22,12 @@ from tidewaiter_updater.errors import (
 from tidewaiter_updater.model import BootEnv, Channel, Consent, FloorValues, Scope
 from tidewaiter_updater.status import render_status
 from tidewaiter_updater.transaction import Site
+from tidewaiter_updater.transfer import TransferControl
 
 from tests.sim.device import HW, PRODUCT, Device, Made
 
 
-def device_with(site: Site | None = None, **options: object) -> tuple[Device, Made, Engine]:
+def device_with(site: Site | None = None, **options: Any) -> tuple[Device, Made, Engine]:
     device = Device(site=site)
     made = device.make("2.0", 2, **options)
     engine = device.power_on()
@@ -77,7 +79,7 @@ def consent_for(
 # --- offers ---
 
 
-OFFERS: list[tuple[dict[str, object], str]] = [
+OFFERS: list[tuple[dict[str, Any], str]] = [
     ({"hw": ["rev-z"]}, "release.hw"),
     ({"from": {"min_sequence": 5, "max_sequence": 9}}, "release.from"),
     (
@@ -92,9 +94,7 @@ OFFERS: list[tuple[dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "code"), OFFERS)
-def test_a_release_that_does_not_fit_is_refused_and_audited_once(
-    fields: dict[str, object], code: str
-) -> None:
+def test_a_release_that_does_not_fit_is_refused_and_audited_once(fields: dict[str, Any], code: str) -> None:
     device, made, engine = device_with(**fields)
     offer = engine.check("relay", made.path)
     engine.check("relay", made.path)
@@ -167,7 +167,7 @@ def test_a_second_release_is_busy_until_the_first_is_canceled() -> None:
 
 # --- consent ---
 
-LOCAL = {
+LOCAL: dict[str, Any] = {
     "policy": {
         "consent": "local",
         "risk": "routine",
@@ -332,21 +332,18 @@ def test_a_medium_that_lies_twice_is_caught_before_arm() -> None:
 
 def test_the_transfer_pauses_while_injecting() -> None:
     device, made, engine = device_with()
+    control = TransferControl(engine.transaction)
     seen: list[bool] = []
 
     def look() -> None:
         device.injector.injecting = not seen
         device.clock.advance(2)
-        seen.append(engine_control(engine).paused())
+        seen.append(control.paused())
 
     device.slots.during = look
     begin(device, made, engine)
     assert seen[0] is True
     assert seen[1] is False
-
-
-def engine_control(engine: Engine) -> object:
-    return engine._transfer._effects._control
 
 
 def test_a_transfer_is_canceled_at_its_next_chunk() -> None:
