@@ -89,8 +89,11 @@ def build(
     """
     fs = spec.fs or detect_fs(image)
     _probe(spec, fs=fs, limits=limits)  # a typing error should not cost the compression of a whole image
-    out.mkdir(parents=True, exist_ok=True)
-    (out / RELEASE_NAME).unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RELEASE_NAME).unlink(missing_ok=True)
+    except OSError as err:
+        raise InputError(f"{out}: cannot be written to: {err}; nothing was built") from err
     built = build_image(image, out, level=level, workers=workers, limits=limits, stream=stream)
     data = build_release(release_fields(spec, built, fs=fs), limits=limits)
     release = Release.parse(data, limits=limits)

@@ -181,22 +181,27 @@ class TestRepository:
     def forge_metadata(self, role: str, *, with_online_keys: bool = False) -> Path:
         """Change what a role says, without its keys; returns the file.
 
-        The change is a later expiry and, in a targets role, one more target. The old signatures stay, and stop to match.
+        The change is a later expiry: as long as before, so that no length gives it away. The signatures stop to match.
 
         Args:
             with_online_keys: The intruder holds the snapshot and timestamp keys (a stolen online signer) and signs a
                 snapshot that names the forgery, so that only the signature of the forged role itself can give it away.
+                Only for a targets role, which then names one more target, too.
         """
         path = self.file_of_role(role)
         state = self.store.load()
-        document = json.loads(path.read_bytes())
-        document["signed"]["expires"] = "2099-01-01T00:00:00Z"
-        if document["signed"]["_type"] == "targets":
+        data = path.read_bytes()
+        document = json.loads(data)
+        expires = document["signed"]["expires"]
+        if with_online_keys:
+            document["signed"]["expires"] = "2099-01-01T00:00:00Z"
             document["signed"]["targets"]["releases/forged/6.6.6/release.json"] = {
                 "length": 1,
                 "hashes": {"sha256": Sha256.of(b"x")},
             }
-        data = json.dumps(document).encode()
+            data = json.dumps(document).encode()
+        else:
+            data = data.replace(expires.encode(), f"2099{expires[4:]}".encode())
         path.write_bytes(data)
         if with_online_keys:
             version = int(document["signed"]["version"])

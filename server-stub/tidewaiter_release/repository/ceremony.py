@@ -24,7 +24,7 @@ from tidewaiter_release.errors import RepositoryError
 from tidewaiter_release.repository import keys
 from tidewaiter_release.repository.roles import DELEGATED, ROLES, ROOT, TOP_LEVEL
 from tidewaiter_release.repository.signing import Desk, WallClock, prepare, prepare_online, write_files
-from tidewaiter_release.repository.store import State, Store, sync_directories
+from tidewaiter_release.repository.store import State, Store, make_directories, sync_directories
 
 
 def init_repository(
@@ -44,8 +44,8 @@ def init_repository(
         lifetimes = desk.lifetimes if desk is not None else {}
         drafting = Desk(keys=new_keys, clock=clock, lifetimes=lifetimes)
         store = Store(new_repository)
-        store.metadata.mkdir()
-        store.targets.mkdir()
+        make_directories(store.metadata)
+        make_directories(store.targets)
         state, files = _first_state(drafting)
         files.update(prepare(state, drafting, changed=[*state.delegated, "targets"]))
         write_files(store, files)
@@ -140,8 +140,9 @@ def _made_beside(directory: Path, *, mode: int) -> Iterator[Path]:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(mode=mode)
+        draft.mkdir(mode=0o700)
         yield draft
+        draft.chmod(mode)
         sync_directories(draft, up_to=draft)
         draft.replace(directory)
         sync_directories(directory.parent, up_to=directory.parent)

@@ -164,7 +164,7 @@ class Store:
         place = self.target_path(target)
         temporary = place.with_name(f".{place.name}.tmp")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_directories(place.parent)
             with source.open("rb") as reader, temporary.open("w+b") as writer:
                 while piece := reader.read(_COPY_BYTES):
                     writer.write(piece)
@@ -181,7 +181,7 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Put one metadata file in place."""
-        self.metadata.mkdir(parents=True, exist_ok=True)
+        make_directories(self.metadata)
         write_atomic(self.metadata / name, data, mode=0o644)
 
     def read(self, name: str) -> bytes:
@@ -215,6 +215,14 @@ class Store:
                 f"{self.metadata}/{name}: holds {metadata.signed.type}, expected {kind.type}"
             )
         return metadata
+
+
+def make_directories(directory: Path) -> None:
+    """Make a directory and its parents readable by the server, whatever the umask of the desk is."""
+    if not directory.exists():
+        make_directories(directory.parent)
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
 
 
 def sync_directories(directory: Path, *, up_to: Path) -> None:
