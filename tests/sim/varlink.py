@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,5 +63,10 @@ def serving(
         yield world
     finally:
         world.stop.event.set()
+        with (
+            suppress(OSError),
+            world.raw(),
+        ):  # wakes the accept loop, so that a hundred tests do not wait for it
+            pass
         world.thread.join(3.0)
         path.unlink()
