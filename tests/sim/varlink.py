@@ -39,7 +39,11 @@ class Serving:
         """A plain connection for a peer that does not behave."""
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(timeout_s)
-        connection.connect(str(self.path))
+        try:
+            connection.connect(str(self.path))
+        except OSError:
+            connection.close()
+            raise
         return connection
 
 
