@@ -59,6 +59,11 @@ class Action:
     """A cancel of the server that is not answered yet."""
     detail: str = ""
 
+    @property
+    def begun(self) -> bool:
+        """The updater was told to install it."""
+        return self.stage in (Stage.INSTALLING, Stage.ACTIVATING)
+
 
 class ActionBook:
     """The stored action, and the ids of those that are over."""

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 from tidewaiter_core.clock import format_utc
 from tidewaiter_core.durable import load_document
+from tidewaiter_core.model import Sha256
 
 from tidewaiter_agent.errors import IdentityError
 
@@ -140,6 +142,19 @@ def _names(certificate: x509.Certificate) -> set[str]:
         uri.rpartition(":")[2] for uri in alternative.get_values_for_type(x509.UniformResourceIdentifier)
     )
     return names
+
+
+def spki_sha256(ca_file: Path) -> list[str]:
+    """Hashes of the public keys in a CA file, for the sheet of the hospital's IT."""
+    try:
+        certificates = x509.load_pem_x509_certificates(ca_file.read_bytes())
+    except (OSError, ValueError) as err:
+        raise IdentityError(f"{ca_file}: expected PEM certificates ({err})") from err
+    encoded = (
+        certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for certificate in certificates
+    )
+    return [Sha256.of(spki) for spki in encoded]
 
 
 def describe_issuer(der: bytes) -> str:

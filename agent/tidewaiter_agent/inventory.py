@@ -1,4 +1,4 @@
-"""What this device tells the server about itself (configData). Pure.
+"""What this device tells the server about itself (configData).
 
 Strings only, at most 64 keys of at most 128 characters. Host name, addresses and MACs are absent unless the site switches them
 on:
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tidewaiter_core.settings import Settings
 
-from tidewaiter_agent.readings import Health, InjectorIdentity, Missing
+from tidewaiter_agent.readings import Health, InjectorIdentity, Machine, Missing
 from tidewaiter_agent.updater_client import UpdaterStatus
 
 KEY_LIMIT = 64
@@ -64,6 +64,16 @@ def config_data(
         key[:TEXT_LIMIT_CHARS]: _printable(value)[:TEXT_LIMIT_CHARS] for key, value in data.items() if value
     }
     return dict(list(short.items())[:KEY_LIMIT])
+
+
+def private_facts(settings: Settings, machine: Machine) -> PrivateFacts:
+    """Read only what may be sent: what was never read cannot leak."""
+    privacy = settings.privacy
+    return PrivateFacts(
+        host_name=machine.host_name() if privacy.send_hostname else "",
+        addresses=machine.addresses() if privacy.send_local_ip else (),
+        hardware_addresses=machine.hardware_addresses() if privacy.send_mac else (),
+    )
 
 
 def fingerprint(data: Mapping[str, str]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ from tidewaiter_agent.courier import Courier, CourierWorker
 from tidewaiter_agent.errors import IdentityError, NetError
 from tidewaiter_agent.identity import Identity
 from tidewaiter_agent.limits import TokenBucket
-from tidewaiter_agent.links import link_rule
+from tidewaiter_agent.links import ArtifactTable, link_rule, repository_map
 from tidewaiter_agent.origin import LinkTable, Origin
 from tidewaiter_agent.outbox import Outbox
 from tidewaiter_agent.poller import Poller
@@ -66,19 +65,25 @@ AUDIT_COMPONENTS = ("agent", "hal", "updater")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the daemon."""
-    parser = argparse.ArgumentParser(prog="tidewaiter-agent", description="Polls the server, relays updates, reports.")
-    parser.add_argument("--config", type=Path, default=config.DEFAULT_IMAGE_FILE, help="image configuration file")
-    parser.add_argument("--conf-dir", type=Path, default=config.DEFAULT_CONF_DIR, help="folder of the site's files")
+    parser = argparse.ArgumentParser(
+        prog="tidewaiter-agent", description="Polls the server, relays updates, reports."
+    )
+    parser.add_argument(
+        "--config", type=Path, default=config.DEFAULT_IMAGE_FILE, help="image configuration file"
+    )
+    parser.add_argument(
+        "--conf-dir", type=Path, default=config.DEFAULT_CONF_DIR, help="folder of the site's files"
+    )
     parser.add_argument("--version", action="version", version=tidewaiter_core.__version__)
     arguments = parser.parse_args(argv)
     log.configure("agent")
     try:
         return run(arguments.config, arguments.conf_dir)
     except SecondInstanceError as err:
-        print(f"tidewaiter-agent: {err}", file=sys.stderr)
+        sys.stderr.write(f"tidewaiter-agent: {err}\n")
         return workers.EXIT_SECOND_INSTANCE
     except (ConfigError, IdentityError, StateError, NetError) as err:
-        print(f"tidewaiter-agent: {err.code}: {err}", file=sys.stderr)
+        sys.stderr.write(f"tidewaiter-agent: {err.code}: {err}\n")
         return EXIT_CONFIG
 
 
@@ -91,7 +96,9 @@ def run(image_file: Path, conf_dir: Path) -> int:
     make_private(state_dir)
     with ExitStack() as stack:
         stack.enter_context(InstanceLock(state_dir / "lock"))
-        agent = build(settings, clock=clock, notifier=notifier, routes=route_reader(image_file, conf_dir, settings))
+        agent = build(
+            settings, clock=clock, notifier=notifier, routes=route_reader(image_file, conf_dir, settings)
+        )
         stack.callback(agent.close)
         return agent.run()
 
@@ -154,7 +161,7 @@ def build(
         bulletin.post(record.kind, {"digest": record.digest, "detail": record.detail})
 
     origin = Origin(settings.server.url, settings.server.tenant, serial)
-    links = LinkTable()
+    links, artifacts = LinkTable(), ArtifactTable()
     network = settings.network
     limits = Limits(
         connect_timeout_s=network.connect_timeout_s,
@@ -164,7 +171,13 @@ def build(
     )
     poll_line, outbox_line, relay_line = (
         transport_for(
-            settings, identity=identity, clock=clock, floor=floor, routes=routes, limits=limits, pool_size=size
+            settings,
+            identity=identity,
+            clock=clock,
+            floor=floor,
+            routes=routes,
+            limits=limits,
+            pool_size=size,
         )
         for size in (1, 1, 8)
     )
@@ -203,6 +216,7 @@ def build(
         origin=origin,
         links=links,
         link_rule=link_rule(settings.server, origin),
+        artifacts=artifacts,
         updates=updates if settings.features.updates else None,
         courier=courier,
         trail=trail,
@@ -238,10 +252,14 @@ def build(
         started_s=clock.boottime_s(),
     )
     service = LocalService(
-        status=board.document, consent=consent, poll_now=poller.poll_now, on_answer=updates.wake, bulletin=bulletin
+        status=board.document,
+        consent=consent,
+        poll_now=poller.poll_now,
+        on_answer=updates.wake,
+        bulletin=bulletin,
     )
     heartbeat = Heartbeat(clock, notifier, last_gasp=state_dir / "last-gasp")
-    relay = Relay(relay_line, repository_map(settings, origin))
+    relay = Relay(relay_line, repository_map(settings.server.repository, origin, artifacts))
     inherited = activation.listen_fds()
     crew = [
         poll_worker(poller, heartbeat),
@@ -277,7 +295,7 @@ def courier_thread(courier: CourierWorker, heartbeat: Heartbeat) -> Worker:
 
 
 def updates_worker(updates: Updates, heartbeat: Heartbeat) -> Worker:
-    """Carries the action. Not required for the watchdog: Check may take the 300 s of a whole trust session, within its own limit."""
+    """Carries the action. Not required for the watchdog: Check has its own limit, the 300 s of a whole trust session."""
     beat = heartbeat.beat("updates", deadline_s=UPDATES_DEADLINE_S, required=False)
     return Worker("updates", lambda stop: updates.run(stop, beat), on_stop=updates.wake)
 
@@ -360,7 +378,6 @@ def route_reader(image_file: Path, conf_dir: Path, settings: Settings) -> Callab
 
 def inventory_of(settings: Settings, serial: str, devices: Devices, machine: Machine) -> Mapping[str, str]:
     """What this device tells about itself now."""
-    privacy = settings.privacy
     return inventory.config_data(
         settings,
         serial=serial,
@@ -368,11 +385,7 @@ def inventory_of(settings: Settings, serial: str, devices: Devices, machine: Mac
         updater=devices.updater_status(),
         injector=devices.injector_identity(),
         health=machine.health(),
-        private=inventory.PrivateFacts(
-            host_name=machine.host_name() if privacy.send_hostname else "",
-            addresses=machine.addresses() if privacy.send_local_ip else (),
-            hardware_addresses=machine.hardware_addresses() if privacy.send_mac else (),
-        ),
+        private=inventory.private_facts(settings, machine),
     )
 
 
@@ -390,10 +403,10 @@ def make_private(directory: Path) -> None:
     """The state folder, 0700; ConfigError names what is in the way."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(13, "not writable for this user")
     except OSError as err:
-        raise ConfigError(f"{directory}: expected a folder this agent may write ({err.strerror or err}); it does not start") from err
+        raise ConfigError(
+            f"{directory}: expected a folder this agent may write ({err}); it does not start"
+        ) from err
 
 
 if __name__ == "__main__":

@@ -22,8 +22,13 @@ class Origin:
 
     @property
     def poll_path(self) -> str:
-        """The DDI resource of this device; every link of the server must lie below it."""
+        """The DDI resource of this device."""
         return f"{self._base}/{quote(self.tenant, safe='')}/controller/v1/{quote(self.device_id, safe='')}"
+
+    @property
+    def tenant_path(self) -> str:
+        """Every link that is followed lies below it."""
+        return f"{self._base}/{quote(self.tenant, safe='')}"
 
     @property
     def repository_path(self) -> str:

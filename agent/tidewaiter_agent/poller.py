@@ -1,7 +1,9 @@
 """The DDI poll loop: asks the server when it is time, reads the links, and hands on what they mean.
 
-The server may lengthen the interval; site and image bound it; jitter spreads a fleet. A link is followed only if it belongs to the
-configured origin and the tenant's path. Nothing here decides about software: the poller leaves a Finding, `updates` does the rest.
+The server may lengthen the interval; site and image bound it; jitter spreads a fleet. A link is followed only if it belongs to
+the
+configured origin and the tenant's path. Nothing here decides about software: the poller leaves a Finding, `updates` does the
+rest.
 """
 
 from __future__ import annotations
@@ -14,20 +16,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tidewaiter_core import ddi
+from tidewaiter_core.clock import Clock, format_utc
+from tidewaiter_core.errors import TidewaiterError
+from tidewaiter_core.heartbeat import Beat
+from tidewaiter_core.settings import Poll
+from tidewaiter_core.workers import Stop
+
 from tidewaiter_agent import inventory
 from tidewaiter_agent.action import Action
 from tidewaiter_agent.courier import Courier
-from tidewaiter_agent.errors import NetError
 from tidewaiter_agent.exchange import StatusError, Transport, expect_json
+from tidewaiter_agent.links import ArtifactTable, LinkRule
 from tidewaiter_agent.origin import LinkTable, Origin
 from tidewaiter_agent.patience import Patience
 from tidewaiter_agent.trail import Trail
 from tidewaiter_agent.updates import Finding, Updates
-from tidewaiter_core import ddi
-from tidewaiter_core.clock import Clock, format_utc
-from tidewaiter_core.heartbeat import Beat
-from tidewaiter_core.settings import Poll
-from tidewaiter_core.workers import Stop
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class Poller:
     origin: Origin
     links: LinkTable
     link_rule: LinkRule
+    artifacts: ArtifactTable
     updates: Updates | None
     courier: Courier
     trail: Trail
@@ -93,7 +98,7 @@ class Poller:
         patience = self._patience = self._patience or Patience(self.clock, self.rng)
         try:
             asked_s = self._exchange()
-        except NetError as err:
+        except TidewaiterError as err:
             self._failed(err)
             at_least_s = err.wait_s if isinstance(err, StatusError) else 0.0
             if err.code.startswith("auth."):
@@ -109,12 +114,14 @@ class Poller:
 
     def interval_s(self, asked_s: float) -> float:
         """What the server asks for, clamped by image and site, with ten percent of jitter."""
-        asked_s = min(max(asked_s, float(min(SERVER_SLEEP_MIN_S, self.poll.clamp_min_s))), float(SERVER_SLEEP_MAX_S))
+        asked_s = min(
+            max(asked_s, float(min(SERVER_SLEEP_MIN_S, self.poll.clamp_min_s))), float(SERVER_SLEEP_MAX_S)
+        )
         bounded_s = min(max(asked_s, float(self.poll.interval_min_s)), float(self.poll.interval_max_s))
         return bounded_s * self.rng.uniform(1.0 - JITTER_RATIO, 1.0 + JITTER_RATIO)
 
     def _exchange(self) -> float:
-        base = self._read(ddi.parse_base, self._get(self.origin.poll_path, "poll"), "poll")
+        base = ddi.parse_base(self._get(self.origin.poll_path, "poll"))
         paths = self._follow(base.links)
         self.links.replace(paths)
         self._send_config_data(paths.get("configData"))
@@ -128,35 +135,52 @@ class Poller:
         for rel, href in links.items():
             try:
                 paths[rel] = self.link_rule(href)
-            except NetError as err:
+            except ddi.ForeignLinkError as err:
                 logger.warning("%s: %s", rel, err)
                 self.trail.foreign_link(rel, err.code, str(err))
         return paths
 
     def _finding(self, paths: Mapping[str, str]) -> Finding:
-        cancel_path = paths.get("cancelAction")
-        if cancel_path is not None:
-            cancel = self._read(ddi.parse_cancel, self._get(cancel_path, "cancelAction"), "cancelAction")
+        """What the server wants of us; a cancel goes before everything else."""
+        if "cancelAction" in paths:
+            cancel = ddi.parse_cancel(self._get(paths["cancelAction"], "cancelAction"))
             return Finding(cancel_id=cancel.id, stop_id=cancel.stop_id)
-        for rel in ("deploymentBase", "confirmationBase"):
-            path = paths.get(rel)
-            if path is not None and "/" in urlsplit(path).path.removeprefix(f"{self.origin.poll_path}/{rel}"):
-                body = self._get(path, rel)
-                return Finding(offered=self._offered(body, confirming=rel == "confirmationBase"))
+        if "deploymentBase" in paths:
+            return self._offered(self._get(paths["deploymentBase"], "deploymentBase"), confirming=False)
+        if "confirmationBase" in paths:
+            return self._question(paths["confirmationBase"])
         return Finding()
 
-    def _offered(self, body: bytes, *, confirming: bool) -> Action:
-        deployment = self._read(ddi.parse_deployment, body, "deployment")
-        return Action(
-            id=deployment.id,
-            release_path=deployment.release.path,
-            name=deployment.release.name,
-            version=deployment.release.version,
-            confirming=confirming,
-            download=deployment.download != "skip",
-            update=deployment.update != "skip",
-            forced="forced" in (deployment.download, deployment.update),
-            window_open=deployment.maintenance_window != "unavailable",
+    def _question(self, path: str) -> Finding:
+        body = self._get(path, "confirmationBase")
+        if urlsplit(path).path.endswith("/confirmationBase"):
+            # Some servers link the list, which links the one action that waits.
+            found = self._follow({"confirmationBase": ddi.parse_confirmation_base(body) or ""})
+            if "confirmationBase" not in found:
+                return Finding()
+            body = self._get(found["confirmationBase"], "confirmationBase")
+        return self._offered(body, confirming=True)
+
+    def _offered(self, body: bytes, *, confirming: bool) -> Finding:
+        try:
+            deployment = ddi.parse_deployment(body)
+        except ddi.UnusableDeploymentError as err:
+            unusable = Action(id=err.action_id, release_path="", name="", version="", confirming=confirming)
+            return Finding(offered=unusable, refusal=(err.code, str(err)))
+        for chunk in deployment.chunks:
+            self.artifacts.replace(self._follow(chunk.artifacts))
+        return Finding(
+            offered=Action(
+                id=deployment.id,
+                release_path=deployment.release.path,
+                name=deployment.release.name,
+                version=deployment.release.version,
+                confirming=confirming,
+                download=deployment.download is not ddi.Handling.SKIP,
+                update=deployment.update is not ddi.Handling.SKIP,
+                forced=ddi.Handling.FORCED in (deployment.download, deployment.update),
+                window_open=deployment.maintenance_window != "unavailable",
+            )
         )
 
     def _send_config_data(self, path: str | None) -> None:
@@ -165,7 +189,7 @@ class Poller:
         fingerprint = inventory.fingerprint(data)
         if path is None and fingerprint == self._sent_fingerprint:
             return
-        body = json.dumps({"mode": "merge", "data": dict(data)}).encode()
+        body = json.dumps(ddi.config_data(data)).encode()
         target = path or f"{self.origin.poll_path}/configData"
         reply = self.transport.request("PUT", target, body=body)
         if reply.status in (401, 403):
@@ -180,10 +204,7 @@ class Poller:
         reply = self.transport.request("GET", path)
         return expect_json(reply, what, now_epoch_s=self.clock.now_utc().timestamp())
 
-    def _read[T](self, parse: Callable[[bytes], T], body: bytes, what: str) -> T:
-        raise NotImplementedError
-
-    def _failed(self, err: NetError) -> None:
+    def _failed(self, err: TidewaiterError) -> None:
         text = str(err)
         finding = self.identity_finding()
         if err.code.startswith("auth.") and finding:

@@ -74,7 +74,10 @@ class Relay:
             return _refusal(
                 Span(status="bad-range", detail=f"offset >= 0 and 1..{SPAN_LIMIT_BYTES} bytes per span")
             )
-        located = self._locate(path)
+        try:
+            located = self._locate(path)
+        except NetError as err:
+            return _refusal(Span(status="unavailable", detail=str(err)[:300]))
         if located is None:
             return _refusal(Span(status="not-found", detail="the server does not offer this file"))
         return self._fetch(located, offset, wanted)

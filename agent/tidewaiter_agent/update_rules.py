@@ -10,14 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tidewaiter_core.ddi import STANDING_OF_PHASE, Execution, Finished, Standing
+
 from tidewaiter_agent.updater_client import UpdaterStatus
 
 RESTING = frozenset({"IDLE", "COMMITTED", "ROLLED_BACK", "FAILED"})
+OPEN = Standing(Execution.PROCEEDING, Finished.NONE)
 PROGRESS_STEP_PERCENT = 10
 PROGRESS_GAP_S = 60.0
-DETAIL_LIMIT_CHARS = 500
 SUCCESS_CODES = frozenset({"", "update.committed", "update.staged"})
 CANCELED_CODES = frozenset({"update.canceled", "update.rejected"})
+
+_SENTENCES = {
+    "VERIFY": "read back from slot {target}",
+    "STAGED": "staged in slot {target}",
+    "ARMED": "armed: the next start is slot {target}",
+    "TRIAL": "slot {booted} runs on trial",
+    "HEALTH": "slot {booted} runs on trial",
+}
 
 
 class Meaning(StrEnum):
@@ -41,8 +51,7 @@ class Meaning(StrEnum):
 class Report:
     """One feedback message, before it becomes a DDI body."""
 
-    execution: str
-    finished: str
+    standing: Standing
     details: tuple[str, ...]
     percent: int | None = None
 
@@ -51,7 +60,7 @@ class Report:
         """Equal keys say the same thing; progress counts in steps of ten percent."""
         step = "" if self.percent is None else str(self.percent // PROGRESS_STEP_PERCENT)
         told = "" if self.percent is not None else "|".join(self.details)
-        return f"{self.execution}/{self.finished}/{step}/{told}"[:600]
+        return f"{self.standing.execution}/{self.standing.finished}/{step}/{told}"[:600]
 
 
 def judge(status: UpdaterStatus, digest: str, *, begun: bool) -> Meaning:
@@ -90,47 +99,38 @@ def _judge_ending(status: UpdaterStatus, digest: str) -> Meaning:
 def report_of(status: UpdaterStatus) -> Report:
     """What to tell the server while the action is open."""
     waiting = tuple(f"waiting for {name}" for name in status.waiting_for)
-    match status.phase:
-        case "WAIT_CONSENT" | "WAIT_WINDOW":
-            return _open("scheduled", *(waiting or (f"in {status.phase}",)))
-        case "PREPARE" | "TRANSFER":
-            if waiting or status.paused:
-                return _open("download", *(waiting or ("paused",)), status.last_text if waiting else "")
-            return Report(
-                execution="download",
-                finished="none",
-                details=(progress_text(status),),
-                percent=percent_of(status),
-            )
-        case "VERIFY" | "STAGED":
-            return _open("downloaded", f"{status.phase.lower()} in slot {status.target}")
-        case "ARMED":
-            return _open("proceeding", f"armed: the next start is slot {status.target}")
-        case "TRIAL" | "HEALTH" | "RECONCILE_FW":
-            return _open("resumed", f"slot {status.booted} runs on trial")
-        case _:
-            return _open("proceeding", status.phase.lower(), *waiting)
+    standing = STANDING_OF_PHASE.get(status.phase, OPEN)
+    if status.phase == "TRANSFER" and not waiting and not status.paused:
+        return Report(standing=standing, details=(progress_text(status),), percent=percent_of(status))
+    if waiting or status.paused:
+        return _report(standing, *(waiting or ("paused",)), status.last_text)
+    return _report(
+        standing,
+        _SENTENCES.get(status.phase, "{phase}").format(
+            phase=status.phase.lower(), target=status.target, booted=status.booted
+        ),
+    )
 
 
 def success_report(status: UpdaterStatus) -> Report:
     """The action is done."""
-    return Report(
-        execution="closed",
-        finished="success",
-        details=("update.committed", f"release {status.running_version} runs from slot {status.booted}"),
-    )
+    text = f"release {status.running_version} runs from slot {status.booted}"
+    return _report(STANDING_OF_PHASE["COMMITTED"], "update.committed", text)
 
 
 def failure_report(code: str, text: str) -> Report:
     """The action has failed or was refused; details[0] is the stable code."""
-    return Report(
-        execution="closed", finished="failure", details=(code or "update.failed", text[:DETAIL_LIMIT_CHARS])
-    )
+    return _report(STANDING_OF_PHASE["FAILED"], code or "update.failed", text)
+
+
+def verified_report(name: str) -> Report:
+    """The updater has verified the release."""
+    return _report(STANDING_OF_PHASE["OFFERED"], f"release {name} is verified")
 
 
 def waiting_report(code: str, text: str) -> Report:
     """It will be tried again."""
-    return _open("scheduled", code, text)
+    return _report(STANDING_OF_PHASE["WAIT_WINDOW"], code, text)
 
 
 def is_due(report: Report, *, last_key: str, last_s: float | None, now_s: float) -> bool:
@@ -153,9 +153,5 @@ def progress_text(status: UpdaterStatus) -> str:
     return f"{status.done_bytes / mib:.1f} of {status.total_bytes / mib:.1f} MiB in place{speed}{left}"
 
 
-def _open(execution: str, *details: str) -> Report:
-    return Report(
-        execution=execution,
-        finished="none",
-        details=tuple(text[:DETAIL_LIMIT_CHARS] for text in details if text),
-    )
+def _report(standing: Standing, *details: str) -> Report:
+    return Report(standing=standing, details=tuple(text for text in details if text))

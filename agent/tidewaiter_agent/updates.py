@@ -1,4 +1,4 @@
-"""Carries one DDI action through the updater: Check, consent, Install, Activate, and what is told to the server on the way.
+"""Owns the one DDI action of this device: what the poll showed, which step is next, what a failure of a neighbor means for it.
 
 One worker thread owns the action; the poller only leaves its finding. Every decision is taken from the updater's present status
 and the
@@ -23,31 +23,19 @@ from tidewaiter_core.settings import UpdateConsent
 from tidewaiter_core.varlink import NotReachable, VarlinkError
 from tidewaiter_core.workers import Stop
 
-from tidewaiter_agent.action import Action, ActionBook, Stage
+from tidewaiter_agent.action import Action, ActionBook
+from tidewaiter_agent.cancellation import Cancellation
+from tidewaiter_agent.confirmation import Confirmation
 from tidewaiter_agent.consent import ConsentStore
-from tidewaiter_agent.consent_values import Decision, Subject
+from tidewaiter_agent.deployment import BUSY_S, IDLE_S, Deployment
 from tidewaiter_agent.errors import ConsentError, OutboxFullError
+from tidewaiter_agent.feedback import Feedback
 from tidewaiter_agent.outbox import Outbox
-from tidewaiter_agent.outbox_item import Item, ItemClass
-from tidewaiter_agent.update_rules import (
-    CANCELED_CODES,
-    Meaning,
-    Report,
-    failure_report,
-    is_due,
-    judge,
-    report_of,
-    success_report,
-    waiting_report,
-)
-from tidewaiter_agent.updater_client import ConsentClaim, Updater, UpdaterStatus
+from tidewaiter_agent.update_rules import failure_report
+from tidewaiter_agent.updater_client import Updater
 
 logger = logging.getLogger(__name__)
 
-ACTIVE_S = 1.0
-WAITING_S = 5.0
-IDLE_S = 60.0
-BUSY_S = 30.0
 STORAGE_S = 30.0
 RETRY_BASE_S = 5.0
 RETRY_CAP_S = 900.0
@@ -60,6 +48,8 @@ class Finding:
     offered: Action | None = None
     cancel_id: str = ""
     stop_id: str = ""
+    refusal: tuple[str, str] | None = None
+    """Code and text: what is offered can never be carried out, whatever is tried."""
 
 
 class Updates:
@@ -78,20 +68,28 @@ class Updates:
         on_change: Callable[[str, Mapping[str, str]], None] = lambda kind, detail: None,
         rng: random.Random | None = None,
     ) -> None:
-        self._on_change = on_change
         self._book = book
         self._updater = updater
-        self._outbox = outbox
         self._consent = consent
-        self._clock = clock
-        self._stamp = stamp
-        self._policy = policy
         self._backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, rng=rng)
+        self._feedback = Feedback(book, outbox, clock=clock, stamp=stamp, on_change=on_change)
+        self._deployment = Deployment(
+            book=book,
+            updater=updater,
+            consent=consent,
+            feedback=self._feedback,
+            policy=policy,
+            backoff=self._backoff,
+        )
+        self._confirmation = Confirmation(
+            book=book, consent=consent, feedback=self._feedback, deployment=self._deployment, policy=policy
+        )
+        self._cancellation = Cancellation(
+            book=book, updater=updater, consent=consent, feedback=self._feedback
+        )
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._finding: Finding | None = None
-        self._reported_s: float | None = None
-        self._window_sent: bool | None = None
 
     @property
     def action(self) -> Action | None:
@@ -125,10 +123,12 @@ class Updates:
             if action is None:
                 return IDLE_S
             if action.closing is not None:
-                return self._finish_closing(action, action.closing)
+                self._feedback.finish_closing(action, action.closing)
+                self._consent.withdraw(action.digest)
+                return 0.0
             if action.cancel_id:
-                return self._cancel(action)
-            return self._confirm(action) if action.confirming else self._deploy(action)
+                return self._cancellation.step(action)
+            return self._confirmation.step(action) if action.confirming else self._deployment.step(action)
         except NotReachable as err:
             return self._wait_for_updater(err)
         except VarlinkError as err:
@@ -170,7 +170,9 @@ class Updates:
             self._book.change(cancel_id=finding.cancel_id)
         else:
             # An action we never saw or have closed: there is nothing left to stop.
-            self._answer_cancel(finding.cancel_id, done=True, text="nothing of this action is running")
+            self._feedback.answer_cancel(
+                finding.cancel_id, done=True, text="nothing of this action is running"
+            )
             self._book.close(finding.stop_id)
 
     def _take_offer(self, finding: Finding) -> None:
@@ -180,7 +182,7 @@ class Updates:
                 present is not None
                 and not finding.cancel_id
                 and present.closing is None
-                and not _begun(present)
+                and not present.begun
             ):
                 self._drop(present)
             return
@@ -188,6 +190,8 @@ class Updates:
             return
         if present is None:
             self._begin(offered)
+            if finding.refusal is not None:
+                self._deployment.end_refused(offered, failure_report(*finding.refusal))
         elif (present.id, present.confirming, present.release_path) == (
             offered.id,
             offered.confirming,
@@ -215,7 +219,7 @@ class Updates:
 
     def _let_go(self, present: Action) -> bool:
         """The server replaced the action: stop the old one if that is still possible."""
-        if _begun(present):
+        if present.begun:
             try:
                 self._updater.cancel(present.digest)
             except NotReachable:
@@ -231,337 +235,10 @@ class Updates:
         self._consent.withdraw(action.digest)
         self._book.save(None)
 
-    # --- a deployment ---------------------------------------------------------------------------------------------
-
-    def _deploy(self, action: Action) -> float:
-        if _begun(action):
-            return self._follow(action)
-        if not action.download:
-            return IDLE_S
-        if action.stage is Stage.WAITING:
-            checked = self._check(action)
-            if checked is None:
-                return 0.0
-            action = checked
-        status = self._updater.status()
-        meaning = judge(status, action.digest, begun=False)
-        if meaning is Meaning.SUCCEEDED:
-            return self._close(success_report(status))
-        if self._policy is UpdateConsent.DENY:
-            return self._close(
-                failure_report("consent.denied", "site policy consent.update = deny forbids updates")
-            )
-        if meaning is Meaning.BUSY:
-            self._report(
-                waiting_report("update.busy", f"the updater is at work on another release ({status.phase})")
-            )
-            return BUSY_S
-        self._updater.install(action.digest, self._claim(action))
-        self._book.change(stage=Stage.INSTALLING, detail="")
-        return 0.0
-
-    def _check(self, action: Action) -> Action | None:
-        """Let the updater verify the release; None when the action ended with it."""
-        offer = self._updater.check(action.release_path)
-        self._backoff.reset()
-        if not offer.installable:
-            status = self._updater.status()
-            if status.running_digest == offer.release.digest:
-                self._end_refused(action, success_report(status))
-            else:
-                self._end_refused(action, failure_report(offer.code, offer.detail))
-            return None
-        checked = self._book.change(
-            stage=Stage.CHECKED,
-            digest=offer.release.digest,
-            name=offer.release.product,
-            version=offer.release.version,
-            consent_policy=offer.release.consent,
-            needs_local=offer.release.consent == "local" or self._policy is UpdateConsent.ASK,
-            risk=offer.release.risk,
-            notes=dict(offer.release.notes),
-        )
-        if not checked.confirming:
-            name = f"{checked.name} {checked.version}"
-            self._report(
-                Report(execution="proceeding", finished="none", details=(f"release {name} is verified",))
-            )
-        return checked
-
-    def _end_refused(self, action: Action, report: Report) -> None:
-        if action.confirming:
-            self._answer_confirmation(action, confirmed=False, details=report.details)
-        else:
-            self._close(report)
-
-    def _follow(self, action: Action) -> float:
-        status = self._updater.status()
-        self._backoff.reset()
-        match judge(status, action.digest, begun=True):
-            case Meaning.SUCCEEDED:
-                return self._close(success_report(status))
-            case Meaning.FAILED:
-                return self._close(failure_report(status.last_code, status.last_text))
-            case Meaning.INSTALL:
-                self._book.change(stage=Stage.WAITING)
-                return 0.0
-            case Meaning.BUSY:
-                self._report(
-                    waiting_report(
-                        "update.busy", f"the updater is at work on another release ({status.phase})"
-                    )
-                )
-                return BUSY_S
-            case Meaning.CONSENT:
-                return self._ask(action, status)
-            case Meaning.ACTIVATE:
-                self._consent.withdraw(action.digest)
-                return self._activate(action, status)
-            case _:
-                self._consent.withdraw(action.digest)
-                self._report(report_of(status))
-                return ACTIVE_S
-
-    def _activate(self, action: Action, status: UpdaterStatus) -> float:
-        self._report(report_of(status))
-        if not action.update:
-            return WAITING_S
-        if status.phase == "STAGED" or self._window_sent is not action.window_open:
-            self._updater.activate(action.digest, window_open=action.window_open)
-            self._window_sent = action.window_open
-            self._book.change(stage=Stage.ACTIVATING)
-        return ACTIVE_S
-
-    def _ask(self, action: Action, status: UpdaterStatus) -> float:
-        match self._consent.ask(_subject(action), reason=_reason(action, status)):
-            case Decision.GRANTED if not action.needs_local:
-                self._updater.install(action.digest, self._claim(action))
-                return ACTIVE_S
-            case Decision.DENIED:
-                why = self._consent.denial_reason(action.digest)
-                self._updater.cancel(action.digest)
-                code = "consent.timeout" if why == "timeout" else "consent.denied"
-                return self._close(failure_report(code, f"release {action.version}: {why} at the device"))
-            case _:
-                self._report(report_of(status))
-                return WAITING_S
-
-    def _claim(self, action: Action) -> ConsentClaim | None:
-        grant = self._consent.grant_for(action.digest)
-        if grant is None:
-            return None
-        return ConsentClaim(
-            digest=grant.digest,
-            who=grant.given_by,
-            given_utc=grant.given.utc,
-            expires_utc=self._consent.expires_utc(grant),
-        )
-
-    # --- a confirmation -------------------------------------------------------------------------------------------
-
-    def _confirm(self, action: Action) -> float:
-        if action.stage is Stage.WAITING:
-            checked = self._check(action)
-            if checked is None:
-                return IDLE_S
-            action = checked
-        if self._policy is UpdateConsent.DENY:
-            decision = Decision.DENIED
-        elif not action.digest:
-            return IDLE_S
-        else:
-            decision = self._consent.ask(_subject(action), reason="the server asks for your confirmation")
-        if decision is Decision.PENDING:
-            if action.stage is Stage.ANSWERED and action.detail == "denied":
-                # A day has passed since the denial: ask and answer again.
-                self._book.change(stage=Stage.CHECKED, detail="")
-            return WAITING_S
-        answer = "confirmed" if decision is Decision.GRANTED else "denied"
-        if action.stage is not Stage.ANSWERED or action.detail != answer:
-            self._answer_confirmation(
-                action,
-                confirmed=decision is Decision.GRANTED,
-                details=(f"release {action.version} {answer} at the device",),
-            )
-        return IDLE_S
-
-    def _answer_confirmation(self, action: Action, *, confirmed: bool, details: tuple[str, ...]) -> None:
-        answer = "confirmed" if confirmed else "denied"
-        self._put(
-            f"{action.id}-{answer}-{action.sent}",
-            rel="confirmationBase",
-            action_id=action.id,
-            body={"confirmation": answer, "details": list(details)},
-            final=True,
-        )
-        self._book.change(stage=Stage.ANSWERED, detail=answer, sent=action.sent + 1)
-
-    # --- a cancel -------------------------------------------------------------------------------------------------
-
-    def _cancel(self, action: Action) -> float:
-        if not _begun(action):
-            return self._canceled(action, "canceled before anything was installed")
-        status = self._updater.status()
-        match judge(status, action.digest, begun=True):
-            case Meaning.SUCCEEDED:
-                self._answer_cancel(action.cancel_id, done=False, text="too late: the release is committed")
-                self._book.change(cancel_id="")
-                return 0.0
-            case Meaning.FAILED if status.last_code not in CANCELED_CODES:
-                return self._canceled(action, f"already ended: {status.last_code}")
-            case Meaning.FAILED | Meaning.INSTALL | Meaning.BUSY:
-                return self._canceled(action, "canceled; the running release is untouched")
-            case _:
-                return self._stop(action)
-
-    def _stop(self, action: Action) -> float:
-        try:
-            self._updater.cancel(action.digest)
-        except VarlinkError as err:
-            if not err.name.endswith(".Busy"):
-                raise
-            self._answer_cancel(
-                action.cancel_id, done=False, text=f"too late: {err.parameters.get('phase', 'armed')}"
-            )
-            self._book.change(cancel_id="")
-        return ACTIVE_S
-
-    def _canceled(self, action: Action, text: str) -> float:
-        self._consent.withdraw(action.digest)
-        self._answer_cancel(action.cancel_id, done=True, text=text)
-        self._book.close(action.id)
-        return 0.0
-
-    def _answer_cancel(self, cancel_id: str, *, done: bool, text: str) -> None:
-        report = Report(
-            execution="closed" if done else "rejected",
-            finished="success" if done else "none",
-            details=(text,),
-        )
-        # The count makes the id new when the server cancels the same action again after a rejection.
-        self._put(
-            f"cancel-{cancel_id}-{self._book.cancel_count}",
-            rel="cancelAction",
-            action_id=cancel_id,
-            body=self._body(report),
-            final=True,
-        )
-        self._book.note_cancels((*self._book.cancels, cancel_id), count=self._book.cancel_count + 1)
-
-    # --- telling the server ---------------------------------------------------------------------------------------
-
-    def _close(self, report: Report) -> float:
-        action = self._book.change(closing=self._body(report))
-        logger.info("update action closed id=%s %s %s", action.id, report.finished, report.details[:2])
-        self._on_change(
-            "update.closed", {"action": action.id, "result": report.finished, "text": report.details[0]}
-        )
-        return self._finish_closing(action, action.closing or {})
-
-    def _finish_closing(self, action: Action, body: Mapping[str, Any]) -> float:
-        """Queue the final feedback under its fixed id, then forget the action; safe to repeat."""
-        self._put(f"{action.id}-closed", rel="deploymentBase", action_id=action.id, body=body, final=True)
-        self._consent.withdraw(action.digest)
-        self._book.close(action.id)
-        return 0.0
-
-    def _report(self, report: Report) -> None:
-        action = self._book.action
-        now_s = self._clock.boottime_s()
-        if action is None or not is_due(
-            report, last_key=action.reported_key, last_s=self._reported_s, now_s=now_s
-        ):
-            return
-        self._reported_s = now_s
-        self._book.change(
-            reported_key=report.key, sent=action.sent + 1, detail=" ".join(report.details)[:200]
-        )
-        try:
-            self._put(
-                f"{action.id}-{action.sent}",
-                rel="deploymentBase",
-                action_id=action.id,
-                body=self._body(report),
-                group=f"progress-{action.id}" if report.percent is not None else "",
-            )
-        except (OutboxFullError, StateWriteError) as err:
-            logger.warning("progress is not reported: %s", err)
-
-    def _put(
-        self,
-        item_id: str,
-        *,
-        rel: str,
-        action_id: str,
-        body: Mapping[str, Any],
-        group: str = "",
-        final: bool = False,
-    ) -> None:
-        self._outbox.put(
-            Item(
-                id=item_id,
-                kind=ItemClass.FEEDBACK,
-                rel=rel,
-                path_args={"action_id": action_id},
-                body=body,
-                group=group,
-                final=final,
-                stamp=self._stamp(),
-            )
-        )
-
-    def _body(self, report: Report) -> dict[str, Any]:
-        result: dict[str, Any] = {"finished": report.finished}
-        if report.percent is not None:
-            result["progress"] = {"cnt": report.percent, "of": 100}
-        return {
-            "timestamp": int(self._clock.now_utc().timestamp() * 1000),
-            "status": {"execution": report.execution, "result": result, "details": list(report.details)},
-        }
-
-    # --- refusals -------------------------------------------------------------------------------------------------
-
     def _refused(self, err: VarlinkError) -> float:
         action = self._book.action
-        if action is None:
-            return IDLE_S
-        if err.name.endswith(".Busy"):
-            phase = str(err.parameters.get("phase", ""))
-            if not action.confirming:
-                self._report(waiting_report("update.busy", f"the updater is busy ({phase})"))
-            return BUSY_S
-        text = str(err.parameters.get("detail") or err.parameters.get("message") or err)
-        if err.code == "release.unknown":
-            # The updater lost or ended what we had in hand: begin with Check again.
-            self._book.change(stage=Stage.WAITING)
-            return self._backoff.next_s()
-        if err.retryable:
-            if not action.confirming:
-                self._report(waiting_report(err.code, text))
-            return self._backoff.next_s()
-        self._end_refused(action, failure_report(err.code, text))
-        return 0.0 if not action.confirming else IDLE_S
+        return IDLE_S if action is None else self._deployment.refused(action, err)
 
     def _wait_for_updater(self, err: NotReachable) -> float:
         logger.warning("updater: %s", err)
         return min(self._backoff.next_s(), IDLE_S)
-
-
-def _begun(action: Action) -> bool:
-    return action.stage in (Stage.INSTALLING, Stage.ACTIVATING)
-
-
-def _subject(action: Action) -> Subject:
-    return Subject(
-        digest=action.digest,
-        product=action.name,
-        version=action.version,
-        risk=action.risk,
-        notes=dict(action.notes or {}),
-        needs_local=action.needs_local,
-    )
-
-
-def _reason(action: Action, status: UpdaterStatus) -> str:
-    what = "install" if status.phase == "WAIT_CONSENT" else "restart into"
-    return f"{what} {action.name} {action.version}"

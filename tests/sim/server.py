@@ -180,6 +180,14 @@ class ServerWorld:
         with self.lock:
             self._faults.extend([(prefix, answer)] * times)
 
+    def clear_faults(self) -> None:
+        with self.lock:
+            self._faults.clear()
+
+    def hang_up(self) -> None:
+        """End every connection, as a restarted server does."""
+        self._server.hang_up()
+
     def offer(
         self,
         action_id: str,
@@ -380,8 +388,8 @@ class _Server(socketserver.ThreadingTCPServer):
         self._open.add(wrapped)
         try:
             self.finish_request(wrapped, client_address)
-        except OSError:
-            pass
+        except (OSError, ValueError):
+            pass  # the client is gone; ValueError is what a closed file says
         finally:
             self._open.discard(wrapped)
             wrapped.close()
