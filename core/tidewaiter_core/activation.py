@@ -139,7 +139,7 @@ def _remove_stale(path: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             return
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             pass  # A full accept queue: somebody is there, only slow.
     raise SecondInstanceError(f"{path}: another process answers on this socket; this second instance ends")
 
