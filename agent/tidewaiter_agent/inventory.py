@@ -17,6 +17,8 @@ from tidewaiter_core.settings import Settings
 from tidewaiter_agent.readings import Health, InjectorIdentity, Machine, Missing
 from tidewaiter_agent.updater_client import UpdaterStatus
 
+MISSING = "missing: "
+"""Starts the value of a reading that is not there; its reason follows."""
 KEY_LIMIT = 64
 TEXT_LIMIT_CHARS = 128
 BOARD_LIMIT = 16
@@ -84,7 +86,7 @@ def fingerprint(data: Mapping[str, str]) -> str:
 
 def _release(updater: UpdaterStatus | Missing) -> dict[str, str]:
     if isinstance(updater, Missing):
-        return {"release": f"missing: {updater.reason}", "slot": f"missing: {updater.reason}"}
+        return {"release": MISSING + updater.reason, "slot": MISSING + updater.reason}
     return {
         "release": updater.running_version,
         "release_digest": updater.running_digest,
@@ -95,7 +97,7 @@ def _release(updater: UpdaterStatus | Missing) -> dict[str, str]:
 
 def _injector(injector: InjectorIdentity | Missing) -> dict[str, str]:
     if isinstance(injector, Missing):
-        return {"injector": f"missing: {injector.reason}"}
+        return {"injector": MISSING + injector.reason}
     data = {
         "injector.vendor": injector.vendor,
         "injector.model": injector.model,

@@ -65,6 +65,8 @@ class Poller:
     links: LinkTable
     link_rule: LinkRule
     artifacts: ArtifactTable
+    ignored_rels: frozenset[str] = frozenset()
+    """Links of features that the site has switched off: never followed."""
     updates: Updates | None
     courier: Courier
     trail: Trail
@@ -78,6 +80,8 @@ class Poller:
     _wake: threading.Event = field(default_factory=threading.Event)
     _patience: Patience | None = None
     _sent_fingerprint: str = ""
+    _told_all: bool = False
+    _progress: Callable[[], None] = lambda: None
 
     def poll_now(self) -> None:
         """Somebody wants an answer now; the interval starts again afterwards."""
@@ -85,6 +89,7 @@ class Poller:
 
     def run(self, stop: Stop, beat: Beat) -> None:
         """Poll until told to stop. After a boot a whole hospital switches on at once: the first poll is spread."""
+        self._progress = beat.step
         wait_s = self.rng.uniform(0.0, min(FIRST_WAIT_CAP_S, float(self.poll.interval_min_s)))
         while not stop.is_set:
             self.contact = _scheduled(self.contact, self.clock.boottime_s() + wait_s)
@@ -133,6 +138,8 @@ class Poller:
         """Origin-relative paths of the links that are ours; the others are recorded and ignored."""
         paths: dict[str, str] = {}
         for rel, href in links.items():
+            if rel in self.ignored_rels:
+                continue
             try:
                 paths[rel] = self.link_rule(href)
             except ddi.ForeignLinkError as err:
@@ -184,23 +191,31 @@ class Poller:
         )
 
     def _send_config_data(self, path: str | None) -> None:
-        """When the server asks, and unasked when something lasting has changed (a new release after a reboot)."""
+        """When the server asks, and unasked once per start, until no reading is missing any more.
+
+        Not with every poll: asking the updater would start it again and again, and it ends itself when idle to save memory.
+        """
+        if path is None and self._told_all:
+            return
         data = self.config_data()
         fingerprint = inventory.fingerprint(data)
+        self._told_all = not any(value.startswith(inventory.MISSING) for value in data.values())
         if path is None and fingerprint == self._sent_fingerprint:
             return
-        body = json.dumps(ddi.config_data(data)).encode()
+        self._progress()
         target = path or f"{self.origin.poll_path}/configData"
-        reply = self.transport.request("PUT", target, body=body)
+        reply = self.transport.request("PUT", target, body=json.dumps(ddi.config_data(data)).encode())
         if reply.status in (401, 403):
             expect_json(reply, "configData", now_epoch_s=self.clock.now_utc().timestamp())
         if reply.ok:
             self._sent_fingerprint = fingerprint
         else:
             # The inventory is no reason to give up the poll; the next one sends it again.
+            self._told_all = False
             logger.warning("configData: the server answered %d; sent again with the next poll", reply.status)
 
     def _get(self, path: str, what: str) -> bytes:
+        self._progress()
         reply = self.transport.request("GET", path)
         return expect_json(reply, what, now_epoch_s=self.clock.now_utc().timestamp())
 

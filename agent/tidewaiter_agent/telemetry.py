@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +34,7 @@ class Telemetry:
 
     def run(self, stop: Stop, beat: Beat) -> None:
         """One snapshot per interval; the first one after one interval, when the rest of the device has started."""
-        never = threading.Event()
-        while not stop.is_set:
-            if beat.wait(stop.event if not stop.is_set else never, self.interval_s):
-                return
+        while not beat.wait(stop.event, self.interval_s):
             self.take()
 
     def take(self) -> None:

@@ -23,23 +23,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from tidewaiter_core.clock import Clock, Deadline
-from tidewaiter_core.errors import DeadlineError
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import SystemTimeWarning
 from urllib3.response import HTTPResponse
 
+from tidewaiter_agent.body import Body
+from tidewaiter_agent.causes import cause, innermost_text
 from tidewaiter_agent.errors import NetError
 from tidewaiter_agent.exchange import JSON_LIMIT_BYTES, Reply, Stream
 from tidewaiter_agent.identity import Identity
-from tidewaiter_agent.limits import RateFloor, TokenBucket
+from tidewaiter_agent.limits import TokenBucket
 from tidewaiter_agent.proxy import Route, dial
 from tidewaiter_agent.tls import (
     HEADER_ALLOWANCE_BYTES,
@@ -52,9 +53,6 @@ from tidewaiter_agent.tls import (
 
 logger = logging.getLogger(__name__)
 
-_E = TypeVar("_E", bound=BaseException)
-
-PIECE_BYTES = 64 * 1024
 CONNECTION_AGE_LIMIT_S = 3600.0
 CONNECTION_IDLE_LIMIT_S = 240.0
 """Below the keep-alive time of the servers we know (330 s), so that a request never meets a connection the
@@ -206,7 +204,7 @@ class HttpsTransport:
     @contextmanager
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], what: str
-    ) -> Iterator[_Body]:
+    ) -> Iterator[Body]:
         if not path.startswith("/") or path.startswith("//"):
             raise ValueError(f"{path!r} is not an origin-relative path")
         full = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
@@ -224,7 +222,7 @@ class HttpsTransport:
         ) as err:
             raise self._explain(err, what) from err
         raw = cast(HTTPResponse, response.raw)
-        stream = _Body(raw, what=what, clock=self._clock, bucket=self._limits.down, explain=self._explain)
+        stream = Body(raw, what=what, clock=self._clock, bucket=self._limits.down, explain=self._explain)
         try:
             stream.check()
             yield stream
@@ -235,7 +233,7 @@ class HttpsTransport:
                 raw.close()
 
     def _explain(self, err: BaseException, what: str) -> NetError:
-        tls = _cause(err, ssl.SSLError)
+        tls = cause(err, ssl.SSLError)
         # urllib3 also reports an abrupt end as SSLEOFError: that is a broken connection, not a wrong
         # certificate.
         if tls is not None and not isinstance(tls, ssl.SSLEOFError | ssl.SSLZeroReturnError):
@@ -250,120 +248,21 @@ class HttpsTransport:
                     self._limits.connect_timeout_s,
                 ),
             )
-        if _cause(err, HeaderLimitError, http.client.LineTooLong) is not None or "headers" in str(err):
+        if cause(err, HeaderLimitError, http.client.LineTooLong) is not None or "headers" in str(err):
             return NetError(
                 f"{what}: expected at most 16 KiB of headers, found more; dropped", code="net.too-large"
             )
-        if _cause(err, TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError) is not None:
+        if cause(err, TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError) is not None:
             return NetError(
                 f"{what}: no answer within {self._limits.request_timeout_s:g} s; asked again after a "
                 "back-off",
                 code="net.slow",
             )
         return NetError(
-            f"{what}: the connection broke ({_last(err)}); asked again after a back-off", code="net.tcp"
+            f"{what}: the connection broke ({innermost_text(err)}); asked again after a back-off",
+            code="net.tcp",
         )
 
     def close(self) -> None:
         """Drop all connections."""
         self._adapter.close()
-
-
-class _Body:
-    """Implements `exchange.Stream` over one urllib3 response."""
-
-    def __init__(
-        self,
-        raw: HTTPResponse,
-        *,
-        what: str,
-        clock: Clock,
-        bucket: TokenBucket,
-        explain: Callable[[BaseException, str], NetError],
-    ) -> None:
-        self._raw = raw
-        self._what = what
-        self._clock = clock
-        self._bucket = bucket
-        self._explain = explain
-        self.status = raw.status
-        self.headers = {name.lower(): value for name, value in raw.headers.items()}
-        self.complete = False
-
-    def check(self) -> None:
-        """Refuse what is never followed or decoded."""
-        if 300 <= self.status < 400 and self.status != 304:
-            raise NetError(
-                f"{self._what}: expected an answer, found a redirect ({self.status}) to another place; it "
-                "is not followed",
-                code="net.redirect",
-                retryable=True,
-            )
-        coding = self.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("", "identity"):
-            raise NetError(
-                f"{self._what}: expected an uncoded body, found {coding[:40]!r}; a proxy on the way "
-                "rewrites answers; refused",
-                code="net.coded-body",
-            )
-
-    def chunks(self, *, limit_bytes: int, deadline_s: float) -> Iterator[bytes]:
-        deadline = Deadline(self._clock, deadline_s)
-        floor = RateFloor(self._what)
-        announced = self.headers.get("content-length", "")
-        if announced.isdigit() and int(announced[:18]) > limit_bytes:
-            raise self._too_large(limit_bytes, f"{announced[:18]} announced")
-        total = 0
-        while True:
-            started_s = self._clock.boottime_s()
-            piece = self._read(deadline)
-            if not piece:
-                break
-            floor.add(len(piece), self._clock.boottime_s() - started_s)
-            total += len(piece)
-            if total > limit_bytes:
-                raise self._too_large(limit_bytes, "more")
-            self._bucket.take(len(piece))
-            yield piece
-        self.complete = True
-
-    def _read(self, deadline: Deadline) -> bytes:
-        try:
-            deadline.check(self._what)
-            return self._raw.read1(PIECE_BYTES, decode_content=False) or b""
-        except DeadlineError as err:
-            raise NetError(
-                f"{self._what}: the body did not end in time; dropped ({err})", code="net.slow"
-            ) from err
-        except (urllib3.exceptions.HTTPError, OSError, http.client.HTTPException) as err:
-            raise self._explain(err, self._what) from err
-
-    def _too_large(self, limit_bytes: int, found: str) -> NetError:
-        return NetError(
-            f"{self._what}: expected a body of at most {limit_bytes} bytes, found {found}; dropped",
-            code="net.too-large",
-        )
-
-
-def _chain(err: BaseException) -> Iterator[BaseException]:
-    """An exception and everything requests and urllib3 wrapped into it."""
-    seen: set[int] = set()
-    pending: list[BaseException] = [err]
-    while pending:
-        item = pending.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        yield item
-        inner = [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
-        pending.extend(entry for entry in inner if isinstance(entry, BaseException))
-
-
-def _cause(err: BaseException, *kinds: type[_E]) -> _E | None:
-    return next((item for item in _chain(err) if isinstance(item, kinds)), None)
-
-
-def _last(err: BaseException) -> str:
-    """The innermost message: the outer ones carry object addresses and pool names."""
-    innermost = list(_chain(err))[-1]
-    return f"{type(innermost).__name__}: {innermost}"[:200]

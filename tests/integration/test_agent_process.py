@@ -83,7 +83,7 @@ def test_update_runs_from_the_offer_to_success_over_a_kill(bench: Bench) -> None
         bench.device.started()
         bench.world.wait_until(lambda: updater.phase == "WAIT_WINDOW")
         updater.commit()
-        bench.world.wait_until(lambda: bench.world.feedback_of("7")[-1]["status"]["execution"] == "closed")
+        bench.world.wait_until(lambda: bench.world.is_closed("7"))
     closings = [b for b in bench.world.feedback_of("7") if b["status"]["execution"] == "closed"]
     assert [b["status"]["result"]["finished"] for b in closings] == ["success"]
     assert len(updater.called("Check")) == 1
@@ -101,7 +101,7 @@ def test_feedback_made_offline_arrives_after_a_restart(bench: Bench) -> None:
         assert bench.device.stop() == 0
         bench.world.clear_faults()
         bench.device.started()
-        bench.world.wait_until(lambda: bench.world.feedback_of("7")[-1]["status"]["execution"] == "closed")
+        bench.world.wait_until(lambda: bench.world.is_closed("7"))
     assert bench.world.feedback_of("7")[-1]["status"]["details"][0] == "slot.medium"
 
 
@@ -124,11 +124,8 @@ def test_poison_item_becomes_a_dead_letter_and_the_next_goes_on(bench: Bench) ->
         bench.device.started()
         bench.world.wait_until(lambda: updater.phase == "TRANSFER")
         updater.end("FAILED", "slot.io")
-        bench.world.wait_until(
-            lambda: bench.world.feedback_of("7")[-1:] and not bench.world.requests("GET", "/deploymentBase/8")
-        )
         bench.device.until(lambda: bench.device.status()["outbox"]["dead_letters"] == 1)
-        bench.world.wait_until(lambda: bench.world.feedback_of("7")[-1]["status"]["execution"] == "closed")
+        bench.world.wait_until(lambda: bench.world.is_closed("7"))
 
 
 def test_link_to_another_host_is_not_followed_and_is_audited(bench: Bench) -> None:

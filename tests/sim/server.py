@@ -234,6 +234,10 @@ class ServerWorld:
         with self.lock:
             return [body for where, action, body in self.feedback if (where, action) == (link, action_id)]
 
+    def is_closed(self, action_id: str) -> bool:
+        """The device has reported the end of the action."""
+        return any(body["status"]["execution"] == "closed" for body in self.feedback_of(action_id))
+
     def wait_until(self, condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
         """Give the other processes time until `condition` holds; AssertionError otherwise."""
         end = time.monotonic() + timeout_s

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tidewaiter_agent.action import Action, ActionBook
 from tidewaiter_agent.consent import ConsentStore
-from tidewaiter_agent.outbox import Outbox
+from tidewaiter_agent.outbox import Outbox, SystemOutboxDisk
 from tidewaiter_agent.outbox_item import ItemClass
 from tidewaiter_agent.updater_client import VarlinkUpdater
 from tidewaiter_agent.updates import Finding, Updates
@@ -33,8 +33,8 @@ class Bench:
         self.policy = UpdateConsent.SERVER
         self.restart()
 
-    def restart(self, *, boot_id: str = "1" * 32) -> None:
-        self.outbox = Outbox(self.directory / "outbox", on_finding=lambda code, text: None)
+    def restart(self, *, boot_id: str = "1" * 32, disk: SystemOutboxDisk | None = None) -> None:
+        self.outbox = Outbox(self.directory / "outbox", on_finding=lambda code, text: None, disk=disk)
         self.consent = ConsentStore(
             self.directory / "consent.json",
             clock=self.clock,
@@ -422,6 +422,28 @@ def test_replaced_action_stops_the_old_installation(bench: Bench) -> None:
     bench.run()
     assert bench.world.called("Cancel") == [{"digest": DIGEST}]
     assert bench.world.digest == "e" * 64
+
+
+class FullDisk(SystemOutboxDisk):
+    full = True
+
+    def write(self, fd: int, data: bytes) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(fd, data)
+
+
+def test_full_disk_delays_the_final_feedback_and_loses_nothing(bench: Bench) -> None:
+    disk = FullDisk()
+    bench.restart(disk=disk)
+    bench.world.releases[RELEASE].code = "release.hw"
+    bench.offer()
+    bench.run(5)
+    assert bench.updates.action is not None
+    assert bench.story() == []
+    disk.full = False
+    bench.run(3)
+    assert bench.story() == ["closed/failure"]
 
 
 @pytest.mark.parametrize("point", range(1, 12))
