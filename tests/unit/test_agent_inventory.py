@@ -19,6 +19,7 @@ HEALTH = Health(
     temperature_c=None,
     uptime_s=4,
 )
+NO_HAL = Missing("core.not-reachable")
 PRIVATE = PrivateFacts(
     host_name="ct-room-3", addresses=("10.1.2.3",), hardware_addresses=("00:11:22:33:44:55",)
 )
@@ -35,9 +36,7 @@ def settings(tmp_path: Path) -> Settings:
     return config.load(file, tmp_path / "none")
 
 
-def told(
-    settings: Settings, injector: InjectorIdentity | Missing = Missing("core.not-reachable")
-) -> dict[str, str]:
+def told(settings: Settings, injector: InjectorIdentity | Missing = NO_HAL) -> dict[str, str]:
     return config_data(
         settings,
         serial="INJ-1",
