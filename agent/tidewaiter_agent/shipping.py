@@ -90,7 +90,7 @@ class Shipper:
             yield from read_records(self._chains[component], from_seq=from_seq, limit=BATCH_RECORDS)
         except (OSError, TidewaiterError) as err:
             # Another component's folder may not exist yet or not be readable for us; its own daemon reports that.
-            logger.info("audit chain not readable component=%s: %s", component, err)
+            logger.debug("audit chain not readable component=%s: %s", component, err)
 
     def _take(self, component: str, cursor: Cursor, sent: int, reply: Reply) -> None:
         answer = _answer(reply)
