@@ -133,7 +133,7 @@ class PortThread:
             raise LinkDownError(
                 f"injector: no answer to {command} within {timeout_s:g} s; it may have taken effect"
             )
-        return _payload_of(command, waiter.outcome)
+        return payload_of(command, waiter.outcome)
 
     def noted_transition(self, came_from: int, went_to: int) -> None:
         """See `Line.noted_transition`."""
@@ -299,7 +299,8 @@ class NoLine:
         """Cannot happen."""
 
 
-def _payload_of(command: str, outcome: Outcome | HalError) -> object:
+def payload_of(command: str, outcome: Outcome | HalError) -> object:
+    """What an outcome means for the asker: the payload, or the error to raise."""
     match outcome:
         case Answered(payload=payload):
             return payload

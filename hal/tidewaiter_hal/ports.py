@@ -7,6 +7,7 @@ pyserial's own read, write and flush are never called: they use select() (no des
 import errno
 import fcntl
 import os
+import select
 import stat
 import termios
 from collections.abc import Callable
@@ -72,7 +73,8 @@ class SerialPort:
                 data = os.read(self._fd, READ_BYTES)
             except BlockingIOError:
                 return b""
-            if not data:
+            # With VMIN = 0 an idle line reads as b"" too: only together with a hang-up it is the end.
+            if not data and self._hung_up():
                 raise PortLostError(
                     f"{self._path}: end of file: the line hung up; it is opened again when it is back"
                 )
@@ -101,6 +103,11 @@ class SerialPort:
             self._device.close()
         except (serial.SerialException, OSError, termios.error, TypeError, ValueError):
             return  # it is gone either way
+
+    def _hung_up(self) -> bool:
+        poller = select.poll()
+        poller.register(self._fd, 0)
+        return bool(poller.poll(0))
 
     def _guarded(self, action: Callable[[], T]) -> T:
         try:

@@ -42,7 +42,7 @@ def load(
     found = installed() if entry_points is None else entry_points
     pairs = list(allowed)
     if name != AUTO:
-        return _checked(_load_one(name, pairs, found), accepted_side_effects)
+        return accepted(_load_one(name, pairs, found), accepted_side_effects)
     names = [listed for listed, _ in pairs if any(point.name == listed for point in found)]
     scored = sorted(
         ((driver.match(port), driver) for driver in (_load_one(n, pairs, found) for n in names)), key=_score
@@ -51,7 +51,7 @@ def load(
         raise NoDriverError(
             f"{port.path}: no driver matches this port clearly; the interlock denies until one does"
         )
-    return _checked(scored[-1][1], accepted_side_effects)
+    return accepted(scored[-1][1], accepted_side_effects)
 
 
 def _score(item: tuple[int, DriverType]) -> int:
@@ -81,7 +81,8 @@ def _load_one(name: str, allowed: list[tuple[str, str]], found: Sequence[metadat
     return driver
 
 
-def _checked(driver: DriverType, accepted_side_effects: Iterable[str]) -> DriverType:
+def accepted(driver: DriverType, accepted_side_effects: Iterable[str]) -> DriverType:
+    """`driver`, if observing with it changes nothing or the image accepts that it does. Raises DriverTableError."""
     monitors_change = any(
         row.kind == "monitor" and (row.side_effects or row.feeds_watchdog) for row in driver.commands.rows()
     )

@@ -68,7 +68,10 @@ class InjectorView:
         if knowledge.self_test is not None:
             return knowledge.self_test
         self._require("selftest")
-        raise LinkDownError("self-test: the injector has not told its result yet")
+        result = self._line.ask("selftest", {}, timeout_s=ASK_TIMEOUT_S)
+        if not isinstance(result, SelfTest):
+            raise LinkDownError("self-test: the injector answered with something else")
+        return result
 
     def subscribe(self) -> Subscription:
         """A bounded queue of what happens from now on; end it with `unsubscribe`."""

@@ -36,6 +36,7 @@ from tidewaiter_hal.model import Capabilities, StateSample
 QUEUE_LIMIT: Final = 16
 SYNC_INTERVAL_S: Final = 0.2
 SLOW_INTERVAL_S: Final = 10.0
+SECOND_SLOW_S: Final = 3.0
 BUSY_RETRY_S: Final = 1.0
 BUSY_TRIES: Final = 5
 RC_BUSY: Final = 4
@@ -76,6 +77,7 @@ class SmpReferenceDriver:
         self._interval_s = SYNC_INTERVAL_S
         self._next_state_s = _NEVER
         self._next_slow_s: dict[str, float] = {}
+        self._slow_seen: set[str] = set()
         self._alarms_seen: int | None = None
         self._alarms_now: int | None = None
         self._foreign = False
@@ -89,6 +91,7 @@ class SmpReferenceDriver:
         self._interval_s = SYNC_INTERVAL_S
         self._next_state_s = now_s
         self._next_slow_s = {}
+        self._slow_seen = set()
         self._alarms_seen = self._alarms_now = None
         self._foreign = False
 
@@ -167,9 +170,15 @@ class SmpReferenceDriver:
             return _Job(command="alarms")
         for command, when_s in self._next_slow_s.items():
             if now_s >= when_s:
-                self._next_slow_s[command] = now_s + SLOW_INTERVAL_S
+                self._next_slow_s[command] = now_s + self._slow_interval_s(command)
                 return _Job(command=command)
         return None
+
+    def _slow_interval_s(self, command: str) -> float:
+        # Two plunger positions prove standstill, so the second follows soon.
+        first = command not in self._slow_seen
+        self._slow_seen.add(command)
+        return SECOND_SLOW_S if first else SLOW_INTERVAL_S
 
     def _timeout_s(self, command: str) -> float:
         row = TABLE[command]
