@@ -45,7 +45,13 @@ def test_a_status_in_another_script_is_sent_as_ascii(manager: ServiceManager, no
 def test_a_service_manager_that_never_reads_does_not_block(
     manager: ServiceManager, notifier: Notifier
 ) -> None:
-    results = [notifier.watchdog() for _ in range(3000)]
+    results: list[bool] = []
+    sender = threading.Thread(
+        target=lambda: results.extend(notifier.watchdog() for _ in range(3000)), daemon=True
+    )
+    sender.start()
+    sender.join(10)
+    assert not sender.is_alive(), "the sender waits for a reader"
     assert results[0]
     assert not results[-1]
     assert notifier.missed == results.count(False)
