@@ -5,15 +5,14 @@ only then is the lease reported. It ends when the holder's connection closes, un
 the shutdown that it protects. Whatever dies here, the injector ends the lease on its own clock.
 """
 
-import hashlib
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from tidewaiter_core.audit import Actor, Outcome
-from tidewaiter_core.clock import Clock, Deadline
+from tidewaiter_core.clock import Clock
 from tidewaiter_core.errors import TidewaiterError
 
 from tidewaiter_hal.errors import (
@@ -24,16 +23,9 @@ from tidewaiter_hal.errors import (
     LinkDownError,
     NotSupportedError,
 )
-from tidewaiter_hal.injector import CommandKind, Permit
 from tidewaiter_hal.interlock import Decision, Policy, Purpose, Situation, decide
-from tidewaiter_hal.model import (
-    ALL_LOCKOUTS,
-    INVALID_AFTER_S,
-    Lease,
-    LeaseReply,
-    StateSample,
-    sample_distance,
-)
+from tidewaiter_hal.lease_wire import RC_HELD, RC_OPERATOR, RC_WRONG_STATE, HeldLease, LeaseWire
+from tidewaiter_hal.model import Lease
 from tidewaiter_hal.port_thread import DeviceRefusedError, Line
 from tidewaiter_hal.state_file import StateFile, StoredLease
 
@@ -41,13 +33,10 @@ logger = logging.getLogger(__name__)
 
 TTL_MIN_MS: Final = 5_000
 TTL_MAX_MS: Final = 300_000
-ASK_TIMEOUT_S: Final = 2.0
-CONFIRM_LIMIT_S: Final = 3.0
 SEAL_GRACE_S: Final = 60.0
 REFUSED_PAUSE_S: Final = 600.0
 REPORT_S: Final = 4.0
 _LOOK_S: Final = 0.25
-_RC_WRONG_STATE, _RC_HELD, _RC_UNKNOWN, _RC_OPERATOR = 6, 7, 8, 9
 
 
 class Recorder(Protocol):
@@ -61,28 +50,6 @@ class Recorder(Protocol):
         outcome: Outcome = Outcome.OK,
         fields: Mapping[str, Any] | None = None,
     ) -> int: ...
-
-
-@dataclass(slots=True, kw_only=True)
-class _Held:
-    """The lease of this service, if there is one."""
-
-    token: bytes
-    purpose: Purpose
-    ttl_ms: int
-    expires_s: float
-    boot_id: int | None
-    sealed: bool = False
-    sealed_s: float = 0.0
-    from_previous_boot: bool = False
-    attached: bool = True
-    """A Hold connection looks after it."""
-    since_s: float = 0.0
-    """Samples taken before this say nothing about it."""
-
-    @property
-    def lease_id(self) -> str:
-        return hashlib.sha256(self.token).hexdigest()[:16]
 
 
 class LeaseKeeper:
@@ -100,6 +67,7 @@ class LeaseKeeper:
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self._line = line
+        self._wire = LeaseWire(line, clock)
         self._state = state
         self._policy = policy
         self._clock = clock
@@ -156,7 +124,7 @@ class LeaseKeeper:
             if not held.sealed and self._held is held:
                 self._release(held)
 
-    def _acquire(self, purpose: Purpose, ttl_ms: int, actor: Actor) -> _Held:
+    def _acquire(self, purpose: Purpose, ttl_ms: int, actor: Actor) -> HeldLease:
         decision = self.check(purpose)
         reasons = [*decision.reasons, *self._own_reasons()]
         if reasons:
@@ -173,7 +141,7 @@ class LeaseKeeper:
             )
         held = self._claim(purpose, ttl_ms)
         try:
-            self._confirm(held, self._ask(held, "lease-acquire", ttl_ms, purpose))
+            self._wire.acquire(held)
             self._check_again(held)
             # The record comes before the permission: an unrecorded lease must not allow a reboot.
             self._recorder.append(
@@ -184,7 +152,7 @@ class LeaseKeeper:
             raise self._why_not(err, purpose, actor) from err
         return held
 
-    def _claim(self, purpose: Purpose, ttl_ms: int) -> _Held:
+    def _claim(self, purpose: Purpose, ttl_ms: int) -> HeldLease:
         now_s = self._clock.boottime_s()
         with self._lock:
             if self._held is not None:
@@ -192,7 +160,7 @@ class LeaseKeeper:
                     f"interlock: a lease for {self._held.purpose} is held; nothing was locked"
                 )
             sample = self._line.knowledge.sample
-            held = _Held(
+            held = HeldLease(
                 token=self._random_bytes(8),
                 purpose=purpose,
                 ttl_ms=ttl_ms,
@@ -200,24 +168,27 @@ class LeaseKeeper:
                 boot_id=sample.boot_id if sample else None,
                 since_s=now_s,
             )
-            self._store(held)  # on disk before the injector can know it
+            try:
+                self._store(held)  # on disk before the injector can know it
+            except TidewaiterError as err:
+                raise DeniedError(["state-not-writable"]) from err
             self._held = held
         return held
 
-    def _check_again(self, held: _Held) -> None:
+    def _check_again(self, held: HeldLease) -> None:
         decision = self.check(held.purpose, is_holder=True)
         if not decision.allow:
             raise DeniedError(decision.reasons)
 
     def _why_not(self, err: TidewaiterError, purpose: Purpose, actor: Actor) -> TidewaiterError:
         reason = {
-            _RC_WRONG_STATE: "state-not-idle",
-            _RC_HELD: "firmware-busy",
-            _RC_OPERATOR: "operator-refused",
+            RC_WRONG_STATE: "state-not-idle",
+            RC_HELD: "firmware-busy",
+            RC_OPERATOR: "operator-refused",
         }
         result: TidewaiterError = err
         if isinstance(err, DeviceRefusedError):
-            if err.number == _RC_OPERATOR:
+            if err.number == RC_OPERATOR:
                 self._refused_until_s = self._clock.boottime_s() + REFUSED_PAUSE_S
             result = DeniedError([reason.get(err.number, f"injector-refused-{err.number}")])
         elif isinstance(err, LinkDownError):
@@ -236,7 +207,7 @@ class LeaseKeeper:
             reasons.append("operator-refused")
         return reasons
 
-    def _keep(self, held: _Held, wait_closed: Callable[[float], bool]) -> Iterator[Lease]:
+    def _keep(self, held: HeldLease, wait_closed: Callable[[float], bool]) -> Iterator[Lease]:
         renewed_s = reported_s = self._clock.boottime_s()
         while not wait_closed(_LOOK_S):
             now_s = self._clock.boottime_s()
@@ -248,7 +219,7 @@ class LeaseKeeper:
                 reported_s = now_s
                 yield self._view(held)
 
-    def _look(self, held: _Held, now_s: float) -> None:
+    def _look(self, held: HeldLease, now_s: float) -> None:
         if self._held is not held:
             raise LeaseLostError("lease: released by this service")
         if now_s >= held.expires_s:
@@ -265,23 +236,23 @@ class LeaseKeeper:
             self._drop(held)
             raise LeaseLostError(f"lease: {why}")
 
-    def _why_ended(self, held: _Held) -> str:
+    def _why_ended(self, held: HeldLease) -> str:
         try:
-            self._ask(held, "lease-renew", held.ttl_ms)
+            self._wire.renew(held, held.ttl_ms)
         except DeviceRefusedError as err:
-            if err.number == _RC_OPERATOR:
+            if err.number == RC_OPERATOR:
                 self._refused_until_s = self._clock.boottime_s() + REFUSED_PAUSE_S
                 return "cancelled by the operator"
         except TidewaiterError as err:
             logger.info("lease %s: the reason of its end is not known: %s", held.lease_id, err)
         return "ended on the injector"
 
-    def _renew(self, held: _Held, now_s: float) -> bool:
+    def _renew(self, held: HeldLease, now_s: float) -> bool:
         try:
-            self._ask(held, "lease-renew", held.ttl_ms)
+            self._wire.renew(held, held.ttl_ms)
         except DeviceRefusedError as err:
             self._drop(held)
-            if err.number == _RC_OPERATOR:
+            if err.number == RC_OPERATOR:
                 self._refused_until_s = now_s + REFUSED_PAUSE_S
                 raise LeaseLostError("lease: cancelled by the operator") from err
             raise LeaseLostError(f"lease: the injector does not know it (code {err.number})") from err
@@ -303,13 +274,15 @@ class LeaseKeeper:
         held.sealed, held.sealed_s = True, self._clock.boottime_s()
         try:
             self._store(held)
-            self._ask(held, "lease-renew", budget_ms)
+            self._wire.renew(held, budget_ms)
             self._check_again(held)
             self._recorder.append(
                 "interlock.held", actor=actor, fields={"purpose": held.purpose.value, "sealed_ms": budget_ms}
             )
         except TidewaiterError as err:
             held.sealed = False
+            with contextlib.suppress(TidewaiterError):
+                self._store(held)
             raise LeaseLostError(f"lease: not sealed, do not reboot: {err}") from err
         held.expires_s = held.sealed_s + budget_ms / 1000
         return self._view(held)
@@ -348,9 +321,9 @@ class LeaseKeeper:
         elif not held.from_previous_boot and not held.sealed:
             self._release(held)
 
-    def _release(self, held: _Held) -> bool:
+    def _release(self, held: HeldLease) -> bool:
         try:
-            self._ask(held, "lease-release", None)
+            self._wire.release(held)
         except DeviceRefusedError as err:
             logger.info("lease %s: %s", held.lease_id, err)  # the injector has none: that is what was wanted
         except HalError as err:
@@ -360,7 +333,7 @@ class LeaseKeeper:
         self._drop(held)
         return True
 
-    def _drop(self, held: _Held) -> None:
+    def _drop(self, held: HeldLease) -> None:
         with self._lock:
             if self._held is not held:
                 return
@@ -370,47 +343,14 @@ class LeaseKeeper:
         except TidewaiterError as err:
             logger.warning("lease %s: its record stays in the state file: %s", held.lease_id, err)
 
-    # The wire
-
-    def _ask(
-        self, held: _Held, command: str, ttl_ms: int | None, purpose: Purpose | None = None
-    ) -> LeaseReply:
-        body: dict[str, int | bytes] = {"tk": held.token}
-        if ttl_ms is not None:
-            body["tt"] = ttl_ms
-        if purpose is not None:
-            body["pu"] = purpose.wire
-        permit = Permit(kind=CommandKind.RESTRICT, reason=f"{command} for {held.purpose}")
-        reply = self._line.ask(command, body, timeout_s=ASK_TIMEOUT_S, permit=permit)
-        if not isinstance(reply, LeaseReply):
-            raise LeaseLostError(f"lease: {command} was answered with something else")
-        return reply
-
-    def _confirm(self, held: _Held, reply: LeaseReply) -> None:
-        """Wait for a sample taken after the reply that shows the lockouts."""
-        deadline = Deadline(self._clock, CONFIRM_LIMIT_S)
-        while True:
-            sample = self._line.knowledge.sample
-            if sample is not None and self._proves(sample, held, reply):
-                return
-            if deadline.expired:
-                raise DeniedError(["lease-not-confirmed"])
-            self._clock.sleep(0.05)
-
-    @staticmethod
-    def _proves(sample: StateSample, held: _Held, reply: LeaseReply) -> bool:
-        newer = reply.sample is not None and sample_distance(sample.sample, reply.sample) > 0
-        locked = sample.lockouts & ALL_LOCKOUTS == ALL_LOCKOUTS
-        return newer and locked and bool(sample.lease_active) and sample.boot_id == held.boot_id
-
     # Bookkeeping
 
-    def _remembered(self) -> _Held | None:
+    def _remembered(self) -> HeldLease | None:
         stored = self._state.lease
         if stored is None:
             return None
         now_s = self._clock.boottime_s()
-        return _Held(
+        return HeldLease(
             token=stored.token,
             purpose=Purpose(stored.purpose),
             ttl_ms=TTL_MIN_MS,
@@ -423,7 +363,7 @@ class LeaseKeeper:
             since_s=now_s,
         )
 
-    def _store(self, held: _Held) -> None:
+    def _store(self, held: HeldLease) -> None:
         self._state.store_lease(
             StoredLease(
                 token=held.token,
@@ -434,19 +374,17 @@ class LeaseKeeper:
             )
         )
 
-    def _require(self, lease_id: str) -> _Held:
+    def _require(self, lease_id: str) -> HeldLease:
         held = self._held
         if held is None or held.lease_id != lease_id:
             raise LeaseLostError(f"lease {lease_id}: this service holds no such lease")
         return held
 
-    def _view(self, held: _Held) -> Lease:
+    def _view(self, held: HeldLease) -> Lease:
         sample, now_s = self._line.knowledge.sample, self._clock.boottime_s()
         remaining_ms = int((held.expires_s - now_s) * 1000)
-        fresh = (
-            sample is not None and sample.taken_s > held.since_s and now_s - sample.taken_s < INVALID_AFTER_S
-        )
-        if held.from_previous_boot and fresh and sample is not None and sample.lease_active:
+        if not held.attached and sample is not None and sample.taken_s > held.since_s and sample.lease_active:
+            # Found from before: only the injector knows when it ends.
             remaining_ms = (sample.lease_left_ms or 0) - int((now_s - sample.taken_s) * 1000)
         return Lease(
             lease_id=held.lease_id,

@@ -12,7 +12,7 @@ from tidewaiter_core.audit import SUPPRESSED, Actor, AuditUnavailableError, Outc
 from tidewaiter_core.errors import TidewaiterError
 
 from tidewaiter_hal.cursors import Verdict, judge, start
-from tidewaiter_hal.events import EventBus
+from tidewaiter_hal.events import EventBus, Subscription
 from tidewaiter_hal.injector import LOG_COMMANDS
 from tidewaiter_hal.model import Cursor, DeviceEvent, Fault, InjectionSummary, Log, LogEntry, LogPage
 from tidewaiter_hal.port_thread import Line
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 PAGES_PER_TURN: Final = 4
 PAGE_ENTRIES: Final[Mapping[Log, int]] = {Log.FAULTS: 8, Log.INJECTIONS: 4, Log.EVENTS: 8}
 ASK_TIMEOUT_S: Final = 2.0
+_HAL: Final = Actor(kind="component", id="hal")
 _INJECTOR: Final = Actor(kind="injector", id="injector")
 _KINDS: Final[Mapping[type, str]] = {
     Fault: "injector.fault",
@@ -143,6 +144,26 @@ class LogReader:
             sample = self._line.knowledge.sample
             if sample is not None and sample.boot_id == entry.boot_id:
                 self._line.noted_transition(entry.a, entry.b)
+
+
+class LinkRecorder:
+    """Puts changes of the link into the chain."""
+
+    def __init__(self, subscription: Subscription, *, chain: Chain, driver: str | None) -> None:
+        self._subscription = subscription
+        self._chain = chain
+        self._driver = driver
+
+    def turn(self) -> None:
+        """Record what changed since the last turn; what the chain refuses is only in the log of the process."""
+        for event in self._subscription.take(0.0):
+            if event.kind != "LinkChanged":
+                continue
+            fields = {**dict(event.detail), "driver": self._driver}
+            try:
+                self._chain.append("injector.link", actor=_HAL, fields=fields)
+            except AuditUnavailableError as err:
+                logger.warning("injector.link was not recorded: %s", err)
 
 
 def _fields(entry: LogEntry) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tidewaiter_hal.injector import DriverType
 from tidewaiter_hal.interlock import Policy
 from tidewaiter_hal.lease import LeaseKeeper, Recorder
 from tidewaiter_hal.link import BACKOFF_CAP_S
-from tidewaiter_hal.logs import LogReader
+from tidewaiter_hal.logs import LinkRecorder, LogReader
 from tidewaiter_hal.picture import Picture
 from tidewaiter_hal.plausibility import Plausibility
 from tidewaiter_hal.port_thread import Line, NoLine, PortThread
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 EXIT_SECOND_INSTANCE = 75
 EXIT_CONFIG = 78
 PORT_BEAT_S = BACKOFF_CAP_S
-WORKER_BEAT_S = 30.0
+WORKER_BEAT_S = 8.0
 TURN_S = 1.0
 LOWEST_BAUD = 9600
 
@@ -93,7 +93,8 @@ def _workers(settings: Settings, *, clock: Clock, audit: AuditLog, heartbeat: He
         events=events,
     )
     state = StateFile(settings.paths.hal_state_dir / "state.json")
-    port = _port(settings, driver, clock=clock, picture=picture, events=events, audit=audit)
+    links = LinkRecorder(events.subscribe(), chain=audit, driver=picture.knowledge.driver)
+    port = _port(settings, driver, clock=clock, picture=picture, events=events)
     line: Line = port or NoLine(picture, problem)
     keeper = LeaseKeeper(
         line,
@@ -123,6 +124,7 @@ def _workers(settings: Settings, *, clock: Clock, audit: AuditLog, heartbeat: He
 
     def read_logs(stop: Stop) -> None:
         while not stop.wait(TURN_S):
+            links.turn()
             logs.turn()
             logs_beat.step()
 
@@ -165,7 +167,6 @@ def _port(
     clock: Clock,
     picture: Picture,
     events: EventBus,
-    audit: AuditLog,
 ) -> PortThread | None:
     if driver is None:
         return None
@@ -178,22 +179,7 @@ def _port(
         conversation=lambda write, settled: Conversation(
             driver, line, picture=picture, events=events, rng=rng, write=write, settled=settled
         ),
-        on_link=_LinkRecord(audit, driver.name),
     )
-
-
-class _LinkRecord:
-    """Puts link changes into the chain."""
-
-    def __init__(self, audit: AuditLog, driver: str) -> None:
-        self._audit = audit
-        self._driver = driver
-        self._last = "closed"
-
-    def __call__(self, state: str, reason: str) -> None:
-        fields = {"from": self._last, "to": state, "reason": reason[:200], "driver": self._driver}
-        self._last = state
-        _quietly(self._audit, "injector.link", fields)
 
 
 def _servers(

@@ -167,6 +167,7 @@ class Picture:
         self.knowledge = Knowledge(driver=driver)
         self._plausibility = plausibility
         self._events = events
+        self._told_link: tuple[LinkState, str] = (LinkState.CLOSED, "starting")
 
     def link_is(self, link: LinkState, reason: str) -> None:
         """The link entered another state. Samples from before a gap never count as consecutive."""
@@ -179,7 +180,11 @@ class Picture:
         )
         if not keeps_window:
             self._plausibility.reset()
-        self._events.publish("LinkChanged", **{"from": old.link, "to": link, "reason": reason})
+        # An attempt to open that fails like the one before is no news.
+        if link is not LinkState.OPENING and (link, reason) != self._told_link:
+            before = self._told_link[0]
+            self._told_link = (link, reason)
+            self._events.publish("LinkChanged", **{"from": before, "to": link, "reason": reason})
 
     def forget(self, new_boot_id: int, reset_reason: int | None) -> None:
         """The injector booted: nothing read before is true any more."""

@@ -89,16 +89,13 @@ class PortThread:
         picture: Picture,
         clock: Clock,
         conversation: Callable[[Callable[[bytes], None], Callable[[Question, Outcome], None]], Conversation],
-        on_link: Callable[[str, str], None],
     ) -> None:
         """Args:
         conversation: Builds the conversation around this thread's write and settle functions.
-        on_link: Told in this thread when the port becomes busy or changes state; must not block.
         """
         self._opener = opener
         self._picture = picture
         self._clock = clock
-        self._on_link = on_link
         self._port: Port | None = None
         self._marker: object = None
         self._lock = threading.Lock()
@@ -106,7 +103,8 @@ class PortThread:
         self._waiters: dict[Question, list[_Waiter]] = {}
         self._transitions: deque[tuple[int, int]] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._shown = ("", "")
+        self._shown: tuple[LinkState, str] | None = None
+        self._open_problem = ""
         self._conversation = conversation(self._write, self._settled)
 
     # For other threads
@@ -196,10 +194,11 @@ class PortThread:
             self._port = self._opener.open()
         except (PortAbsentError, PortBusyError, PortLostError) as err:
             self._conversation.open_failed(err.code.removeprefix("hal."), now_s)
-            if isinstance(err, PortBusyError):
-                self._on_link("port-busy", str(err))
-            logger.info("%s", err)
+            if err.code != self._open_problem:
+                logger.warning("%s", err)
+            self._open_problem = err.code
             return
+        self._open_problem = ""
         self._conversation.opened(now_s)
 
     def _look_for_node(self, now_s: float) -> None:
@@ -263,11 +262,10 @@ class PortThread:
             waiter.finish(outcome)
 
     def _show_link(self) -> None:
-        shown = (str(self._conversation.link.state), self._conversation.link.reason)
-        if shown != self._shown:
-            self._shown = shown
-            logger.info("injector link %s: %s", *shown)
-            self._on_link(*shown)
+        link = self._conversation.link
+        if link.state is not LinkState.OPENING and (link.state, link.reason) != self._shown:
+            self._shown = (link.state, link.reason)
+            logger.info("injector link %s: %s", link.state, link.reason)
 
     def wake(self) -> None:
         """End the current wait, for instance because the process stops."""

@@ -111,7 +111,7 @@ def test_only_the_lease_makes_permits() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Permit":
                 makers.add(path.name)
-    assert makers == {"lease.py"}
+    assert makers == {"lease_wire.py"}
 
 
 def test_a_table_row_without_time_out_is_refused_at_import() -> None:

@@ -1,6 +1,7 @@
 """The inhibit lease against the simulated injector: order, renewal, loss, seal, and what a restart finds."""
 
 import contextlib
+import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,14 @@ def test_lease_expires_on_the_device_when_hal_is_killed(holder: Holder) -> None:
     next(holder.hold(ttl_ms=5_000))
     holder.bench.run(6.0)
     assert not holder.is_locked
+
+
+def test_a_token_that_cannot_be_stored_is_never_sent(holder: Holder) -> None:
+    shutil.rmtree(holder.path)
+    with pytest.raises(DeniedError) as denied:
+        next(holder.hold())
+    assert denied.value.reasons == ("state-not-writable",)
+    assert (2, 0x5458, 1) not in holder.bench.sim.server.monitor.by_command
 
 
 def test_a_state_file_of_a_newer_schema_gives_no_lease_and_is_left_alone(tmp_path: Path) -> None:

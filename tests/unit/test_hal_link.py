@@ -214,6 +214,13 @@ def test_a_missing_port_is_tried_again_until_it_is_there() -> None:
     bench.run_until(lambda: bench.link is LinkState.UP, limit_s=12)
 
 
+def test_a_port_that_stays_absent_is_told_once() -> None:
+    bench = Bench()
+    bench.port_is_there = False
+    bench.run(60.0)
+    assert bench.kinds() == ["LinkChanged"]
+
+
 def test_the_simulator_saw_no_forbidden_frame() -> None:
     bench = Bench().settled()
     bench.run(30.0)
