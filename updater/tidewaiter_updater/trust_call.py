@@ -1,0 +1,187 @@
+"""Runs a trust session in a child process and believes only a whole, sound answer.
+
+The service itself never imports tuf, cryptography, ssl or requests (update-engine.md section 2). Limits: request 64 KiB, reply
+256 KiB, 300 s; the child limits its own memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tidewaiter_core.clock import Clock, Deadline
+from tidewaiter_core.durable import InstanceLock
+
+from tidewaiter_updater.errors import SourceError, TrustError
+from tidewaiter_updater.floor import FloorStore
+from tidewaiter_updater.trust_wire import (
+    REPLY_LIMIT_BYTES,
+    REQUEST_LIMIT_BYTES,
+    Fault,
+    Request,
+    Verified,
+    Versions,
+    decode_reply,
+)
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S: Final = 300.0
+_POLL_S: Final = 0.5
+_COMMAND: Final = (sys.executable, "-I", "-m", "tidewaiter_updater.trust")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedRelease:
+    """A release document that the repository signs and that is not below the floors."""
+
+    release_bytes: bytes
+    path: str
+    versions: Versions
+
+
+class TrustSession:
+    """Signed metadata behind a source name; one session at a time."""
+
+    def __init__(
+        self,
+        *,
+        state_dir: Path,
+        root_file: Path,
+        relay_socket: Path,
+        floors: FloorStore,
+        clock: Clock,
+        beat: Callable[[], None] = lambda: None,
+        cancelled: Callable[[], bool] = lambda: False,
+        timeout_s: float = TIMEOUT_S,
+        command: Sequence[str] = _COMMAND,
+    ) -> None:
+        """
+        Args:
+            state_dir: The updater's own; metadata is cached below `tuf/`, the lock is `trust.lock`.
+            root_file: The root in the read-only image, where every session starts.
+            beat: Called about twice a second while the child works.
+            cancelled: Ends the child, and with it the check.
+        """
+        self._state_dir = state_dir
+        self._root_file = root_file
+        self._relay_socket = relay_socket
+        self._floors = floors
+        self._clock = clock
+        self._beat = beat
+        self._cancelled = cancelled
+        self._timeout_s = timeout_s
+        self._command = command
+
+    def check(self, source: str, release_path: str) -> bytes:
+        """The bytes of a release document that the repository behind `source` signs; see `verify`."""
+        return self.verify(source, release_path).release_bytes
+
+    def verify(self, source: str, release_path: str) -> TrustedRelease:
+        """Run one session; the floors are raised, durably, before this returns.
+
+        Raises:
+            TrustError: The repository is at fault (or the child died); no floor has changed.
+            SourceError: The way to it is.
+            SecondInstanceError: Another session holds the lock.
+            StateWriteError: The floors could not be made durable.
+        """
+        if source != "relay":
+            raise SourceError(f"source {source[:80]!r}: expected relay; not fetched", retryable=False)
+        metadata_dir = self._state_dir / "tuf" / source
+        metadata_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with InstanceLock(self._state_dir / "trust.lock"):  # python-tuf does not lock its own cache
+            request = Request(
+                relay_socket=str(self._relay_socket),
+                metadata_dir=str(metadata_dir),
+                root_file=str(self._root_file),
+                release_path=release_path,
+                trusted_now=self._floors.trusted_now(self._clock),
+                floors=self._floors.versions(source),
+            )
+            verified = self._asked(request)
+            self._floors.record_session(source, verified.versions, proven_utc=verified.proven_utc)
+        return TrustedRelease(release_bytes=verified.release, path=release_path, versions=verified.versions)
+
+    def _asked(self, request: Request) -> Verified:
+        data = request.encode()
+        if len(data) > REQUEST_LIMIT_BYTES:
+            raise TrustError(
+                f"trust request of {len(data)} bytes; not started", code="trust.child", retryable=False
+            )
+        output = self._run(data, tmp=request.metadata_dir)
+        try:
+            reply = decode_reply(output)
+        except ValueError as err:
+            raise TrustError(
+                f"trust child: {len(output)} bytes are no whole reply ({err}); nothing was changed",
+                code="trust.child",
+            ) from err
+        if isinstance(reply, Fault):
+            kind = SourceError if reply.code.startswith("source.") else TrustError
+            raise kind(reply.message, code=reply.code, retryable=reply.retryable)
+        return reply
+
+    def _run(self, data: bytes, *, tmp: str) -> bytes:
+        environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "TMPDIR": tmp}
+        try:
+            child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                cwd="/",
+            )
+        except OSError as err:
+            raise TrustError(
+                f"trust child cannot be started: {err}; nothing was changed", code="trust.child"
+            ) from err
+        try:
+            assert child.stdin is not None and child.stdout is not None  # noqa: S101 - both are pipes
+            with (
+                contextlib.suppress(BrokenPipeError),
+                child.stdin as stdin,
+            ):  # it died; its silence says so below
+                stdin.write(data)
+            output = self._output(child.stdout.fileno())
+        finally:
+            child.kill()
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+        return output
+
+    def _output(self, fd: int) -> bytes:
+        """Everything the child says until it closes its stdout, within the limits."""
+        output = bytearray()
+        deadline = Deadline(self._clock, self._timeout_s)
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        while True:
+            self._beat()
+            if self._cancelled():
+                raise SourceError("trust session: stopped on request; nothing was changed")
+            if deadline.expired:
+                raise SourceError(
+                    f"trust session: not finished within {self._timeout_s:g} s; nothing was changed",
+                    code="source.slow",
+                )
+            if not poller.poll(_POLL_S * 1000):
+                continue
+            piece = os.read(fd, 64 * 1024)
+            if not piece:
+                return bytes(output)
+            output += piece
+            if len(output) > REPLY_LIMIT_BYTES:
+                raise TrustError(
+                    f"trust child: reply is longer than {REPLY_LIMIT_BYTES} bytes; nothing was changed",
+                    code="trust.child",
+                )
