@@ -13,11 +13,18 @@ from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 from tidewaiter_core.clock import Clock
 
 from tidewaiter_server import audit, deployments, devices, releases, views
+from tidewaiter_server.api_bodies import (
+    NewDeployment,
+    NewDevice,
+    NewRelease,
+    Reason,
+    WindowChange,
+    enrollment,
+)
 from tidewaiter_server.boundary import Boundary, from_starlette, render_problem
 from tidewaiter_server.db import Database
 from tidewaiter_server.errors import Refusal, ServerError, malformed
@@ -34,49 +41,11 @@ PERMISSIONS: Final = (
     "deployment.control",
     "audit.view",
 )
-_NAME: Final = r"^[a-z0-9][a-z0-9-]{0,31}$"
-_VERSION: Final = r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}$"
 
 DeviceId = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Number = Annotated[int, Path(ge=1, lt=2**31)]
 After = Annotated[str, Query(max_length=64)]
 Limit = Annotated[int, Query(ge=1, le=200)]
-Window = Literal["available", "unavailable"] | None
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class NewDevice(_Body):
-    """An entry of the enrollment list; the LDevID certificate names device and key."""
-
-    id: str = Field(pattern=r"^[A-Z0-9][A-Z0-9-]{2,30}$")
-    model: str = Field(min_length=1, max_length=64)
-    hw: str = Field(min_length=1, max_length=64)
-    udi_di: str = Field(default="", max_length=64)
-    certificate_pem: str = Field(max_length=16_384)
-
-
-class Reason(_Body):
-    reason: str = Field(min_length=1, max_length=200)
-
-
-class NewRelease(_Body):
-    product: str = Field(pattern=_NAME)
-    version: str = Field(pattern=_VERSION)
-
-
-class NewDeployment(_Body):
-    release_id: int = Field(ge=1, lt=2**31)
-    device_ids: list[str] = Field(min_length=1, max_length=10_000)
-    forced: bool = False
-    confirm: bool = False
-    window: Window = None
-
-
-class WindowChange(_Body):
-    window: Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,14 +266,3 @@ async def _audited(
         lambda c: audit.append(c, api.clock, kind, actor=_actor(request), object=what, fields={"what": route})
     )
     return found
-
-
-def enrollment(body: NewDevice) -> devices.Enrollment:
-    """The entry of a request or an import file; 400 for a certificate that cannot be one of a device."""
-    try:
-        certificate = devices.read_certificate(body.certificate_pem.encode())
-    except ValueError as error:
-        raise malformed("certificate_pem", "the PEM of an LDevID certificate", str(error)) from error
-    return devices.Enrollment(
-        id=body.id, model=body.model, hw=body.hw, udi_di=body.udi_di, certificate=certificate
-    )

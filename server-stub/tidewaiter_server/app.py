@@ -20,6 +20,7 @@ from tidewaiter_core.errors import TidewaiterError
 
 from tidewaiter_server import api, artifacts, audit, ddi, limits, tls
 from tidewaiter_server.db import Database
+from tidewaiter_server.ddi_context import Ddi
 from tidewaiter_server.devices import Presence
 from tidewaiter_server.errors import Refusal, ServerError
 from tidewaiter_server.identity import Identities
@@ -74,7 +75,7 @@ async def _serve(settings: Settings, database: Database, clock: Clock, on_ready:
             logger.info("revoked keys=%d connections ended=%d", len(keys), connections.abort(keys))
 
         device_app = ddi.build(
-            ddi.Ddi(
+            Ddi(
                 settings=settings,
                 database=database,
                 clock=clock,

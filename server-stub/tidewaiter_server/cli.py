@@ -16,7 +16,7 @@ from tidewaiter_core.errors import ConfigError, SecondInstanceError, TidewaiterE
 from tidewaiter_core.strictjson import StrictJsonError, loads
 
 from tidewaiter_server import app, audit, db, devices, settings, tls, tokens
-from tidewaiter_server.api import NewDevice, enrollment
+from tidewaiter_server.api_bodies import NewDevice, enrollment
 from tidewaiter_server.errors import ServerError
 
 _IMPORT_LIMIT_BYTES = 64 * 1024 * 1024

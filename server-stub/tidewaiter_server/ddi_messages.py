@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from tidewaiter_core.log import escape
 
+from tidewaiter_server.actions import Action, Feedback
 from tidewaiter_server.actions_rules import CONFIRMATIONS, EXECUTIONS, FINISHED, State
-from tidewaiter_server.deployments import Action, Feedback
 from tidewaiter_server.devices import ATTRIBUTE_CHARACTERS, ATTRIBUTES_LIMIT
 from tidewaiter_server.errors import malformed
 
