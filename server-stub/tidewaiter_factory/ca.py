@@ -247,6 +247,12 @@ def _not_after(
     profile: Profile, issuer: Identity | None, now: datetime, lasts: timedelta | None, not_before: datetime
 ) -> datetime:
     """The shortest of what was asked, what the profile allows and, for authorities, what the issuer still has."""
+    if issuer is not None and issuer.certificate.not_valid_after_utc <= now:
+        ended = issuer.certificate.not_valid_after_utc.date()
+        raise FactoryError(
+            f"{issuer.certificate.subject.rfc4514_string()}: expired on {ended}; no certificate issued",
+            code="factory.issuer-expired",
+        )
     if profile.validity is None:
         return FOREVER
     end = not_before + profile.validity
