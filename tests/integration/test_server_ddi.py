@@ -343,7 +343,7 @@ class Published:
             )
         import json
 
-        from jsonschema import Draft202012Validator
+        from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
         self._validator = Draft202012Validator
         self._document = json.loads(DOCUMENT.read_text())

@@ -141,7 +141,7 @@ def test_device_a_cannot_act_as_b_on_any_route(server: ServerProcess, method: st
         server.enroll("IMP-0000B")
     device = server.client(known)
     before = len(server.audit("device.impersonation"))
-    body = {} if method != "GET" else None
+    body: object = {} if method != "GET" else None
     answer = device.request(method, f"{base_path('IMP-0000B')}{route}", body)
     assert answer.status == 404
     records = server.audit("device.impersonation")

@@ -61,7 +61,7 @@ class Client:
             body = json.dumps(body).encode()
         if body is not None:
             sent.setdefault("Content-Type", "application/json")
-        self._connection.request(method, path, body=body, headers=sent)  # type: ignore[arg-type]
+        self._connection.request(method, path, body=body, headers=sent)
         answer = self._connection.getresponse()
         headers_seen = {name.lower(): value for name, value in answer.getheaders()}
         return Answer(answer.status, headers_seen, answer.read())
