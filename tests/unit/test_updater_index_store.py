@@ -1,0 +1,121 @@
+"""Kept indexes and hash tables are hints that prove themselves each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tidewaiter_core.errors import StateWriteError
+from tidewaiter_core.payload import PayloadError
+from tidewaiter_updater.errors import SourceError
+from tidewaiter_updater.index_store import IndexStore
+
+from tests.sim.packs import MemorySource, Packed, packed, random_image
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return packed(random_image(5, seed=2), tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> IndexStore:
+    return IndexStore(tmp_path / "index")
+
+
+def test_an_index_is_fetched_once(image: Packed, store: IndexStore) -> None:
+    source = MemorySource.of(image)
+    for _ in range(2):
+        with store.opened(image.component.index, source) as index:
+            assert index.header.image_root == image.component.image_root
+    assert source.spans == [(image.index_target, 0, image.component.index.length)]
+
+
+def test_a_damaged_kept_index_is_fetched_again(image: Packed, store: IndexStore, tmp_path: Path) -> None:
+    source = MemorySource.of(image)
+    with store.opened(image.component.index, source):
+        pass
+    kept = tmp_path / "index" / f"{image.component.index.sha256}.twci"
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    with store.opened(image.component.index, source) as index:
+        assert index.chunk_hash(4)
+    assert len(source.spans) == 2
+
+
+def test_flipped_bit_anywhere_in_an_index_is_refused_before_it_is_parsed(
+    image: Packed, store: IndexStore
+) -> None:
+    source = MemorySource.of(image)
+    for at in range(0, image.component.index.length, 37):
+        source.tamper = lambda path, offset, data, at=at: data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]  # type: ignore[misc]
+        with pytest.raises(SourceError) as caught, store.opened(image.component.index, source):
+            pass
+        assert caught.value.code == "source.bad-bytes"
+
+
+def test_a_hash_table_survives_and_names_its_sizes(image: Packed, store: IndexStore) -> None:
+    store.keep_hashes(image.index)
+    table = store.hashes(image.component.image_root)
+    assert table is not None
+    with table:
+        assert (table.image_bytes, table.chunk_bytes, table.chunk_count) == (len(image.image), 65536, 5)
+        assert [table.chunk_hash(chunk) for chunk in range(5)] == [
+            image.index.chunk_hash(chunk) for chunk in range(5)
+        ]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: b"", lambda d: d[:-1], lambda d: b"x" + d[1:], lambda d: d[:-1] + b"x"]
+)
+def test_a_damaged_hash_table_is_as_good_as_none(
+    image: Packed, store: IndexStore, tmp_path: Path, damage: object
+) -> None:
+    store.keep_hashes(image.index)
+    path = tmp_path / "index" / f"{image.component.image_root}.hashes"
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    assert store.hashes(image.component.image_root) is None
+
+
+def test_only_what_belongs_to_a_slot_is_kept(image: Packed, store: IndexStore, tmp_path: Path) -> None:
+    store.keep_hashes(image.index)
+    (tmp_path / "index" / ("0" * 64 + ".hashes")).write_bytes(b"old")
+    (tmp_path / "index" / ("1" * 64 + ".twci")).write_bytes(b"old")
+    store.keep_only(roots={image.component.image_root}, indexes=set())
+    assert [path.name for path in (tmp_path / "index").iterdir()] == [f"{image.component.image_root}.hashes"]
+
+
+def test_the_mark_of_an_unfinished_write_names_slot_and_image(store: IndexStore, tmp_path: Path) -> None:
+    store.mark_writing("b", "r1")
+    assert store.is_writing("b", "r1")
+    assert not store.is_writing("a", "r1")
+    assert not store.is_writing("b", "r2")
+    (tmp_path / "index" / "writing.json").write_bytes(b"\0\0")
+    assert store.is_writing("b", "r2")  # unreadable: look at the target rather than overwrite it
+    store.mark_complete("r1")
+    assert not store.is_writing("b", "r1")
+
+
+def test_a_full_state_directory_is_told_as_such(image: Packed, store: IndexStore, tmp_path: Path) -> None:
+    part = tmp_path / "index" / f"{image.component.index.sha256}.part"
+    part.symlink_to("/dev/full")
+    with (
+        pytest.raises(StateWriteError, match="No space left"),
+        store.opened(image.component.index, MemorySource.of(image)),
+    ):
+        pass
+
+
+def test_an_index_that_was_signed_unsound_is_a_payload_error(
+    image: Packed, store: IndexStore, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from tidewaiter_core.model import Sha256
+
+    bad = bytearray(image.index_bytes)
+    bad[170] ^= 1
+    ref = replace(image.component.index, sha256=Sha256.of(bytes(bad)))
+    folder, _, _ = image.index_target.rpartition("/")
+    source = MemorySource({f"{folder}/{ref.sha256}.index.twci": bytes(bad)})
+    with pytest.raises(PayloadError), store.opened(ref, source):
+        pass
