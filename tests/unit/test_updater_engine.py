@@ -17,6 +17,7 @@ from tidewaiter_updater.errors import (
     OfferRefusedError,
     SlotError,
     SourceError,
+    SourceRefusedError,
     TrustError,
 )
 from tidewaiter_updater.model import BootEnv, Channel, Consent, FloorValues, Scope
@@ -270,7 +271,7 @@ def test_a_disk_that_refuses_three_times_fails_the_release() -> None:
 
 def test_wrong_bytes_end_the_attempt_and_the_next_command_begins_anew() -> None:
     device, made, engine = device_with()
-    device.slots.faults = [SourceError("flipped", code="source.bad-bytes", retryable=False)]
+    device.slots.faults = [SourceError("flipped", code="source.bad-bytes")]
     begin(device, made, engine)
     status = render_status(engine.transaction)
     assert status["phase"] == "FAILED"
@@ -279,6 +280,13 @@ def test_wrong_bytes_end_the_attempt_and_the_next_command_begins_anew() -> None:
     engine.install(made.release.digest)
     device.work()
     assert phase(engine) == "STAGED"
+
+
+def test_a_part_that_the_server_does_not_have_is_final_for_the_attempt() -> None:
+    device, made, engine = device_with()
+    device.slots.faults = [SourceRefusedError("404", status=404)]
+    begin(device, made, engine)
+    assert phase(engine) == "FAILED"
 
 
 def test_a_larger_download_than_allowed_waits_for_a_person() -> None:

@@ -50,6 +50,13 @@ class StateFiles:
         self._foreign.discard(name)
         save_document(path, document, schema=SCHEMA)
 
+    def unusable(self) -> str | None:
+        """Which documents cannot be read by this program, None when all can."""
+        for name in sorted(path.stem for path in self._folder.glob("*.json")):
+            if not name.startswith("."):
+                self.load(name)
+        return f"cannot be read: {', '.join(sorted(self._foreign))}" if self._foreign else None
+
     def read_blob(self, name: str) -> bytes | None:
         try:
             return (self._folder / name).read_bytes()

@@ -1,8 +1,8 @@
 """From consent to a staged slot: PREPARE, TRANSFER, VERIFY, STAGED.
 
 What a failure costs: the target is unbootable from DISARM on, the running release is untouched, and the next attempt reuses
-every chunk that is already right. Faults of the way (source.*) wait and go on by themselves; faults of our disk are tried three
-times per release; everything else ends the transaction with its code.
+every chunk that is already right. A way that is down (source.unavailable, .slow ...) is waited for; faults of our disk are
+tried three times per release; everything else, wrong bytes above all, ends the transaction with its code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from tidewaiter_core.errors import TidewaiterError
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.consent import covers, required_channel
 from tidewaiter_updater.effects import Effects
-from tidewaiter_updater.errors import BudgetError, InstallCancelledError, SlotError
+from tidewaiter_updater.errors import (
+    BudgetError,
+    InstallCancelledError,
+    SlotError,
+    SourceError,
+    SourceRefusedError,
+)
 from tidewaiter_updater.model import ByteCounts, Scope, TransferProgress
 from tidewaiter_updater.phases import Effect, Phase
 from tidewaiter_updater.transaction import Transaction
@@ -197,7 +203,7 @@ class Transfer:
             self._t.paused = True
             self._t.wait_for("paused", err.code)
             return LONG_WAIT_S
-        if isinstance(err, BootEnvError) or not err.retryable:
+        if _is_final(err):
             return self.end(err)
         if err.code not in WAY_FAULTS and not self._count_attempt(err):
             return self.end(err)
@@ -255,3 +261,9 @@ class Transfer:
         self._t.enter(Phase.IDLE)
         self._effects.do(Effect.CLOSE)
         return 0.0
+
+
+def _is_final(err: TidewaiterError) -> bool:
+    """Whether trying again by ourselves cannot help: the source already tried again where that makes sense."""
+    is_refusal = isinstance(err, BootEnvError | SourceRefusedError) or not err.retryable
+    return is_refusal or (isinstance(err, SourceError) and err.code not in WAY_FAULTS)

@@ -1,0 +1,172 @@
+"""A running tidewaiter-updater with slots, boot environment and a relay that serves a published repository."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tidewaiter_core.model import SlotName
+from tidewaiter_core.varlink import Client, NotReachable
+from tidewaiter_updater.boot.medium import FileMedium
+from tidewaiter_updater.boot.simulated import SimulatedBoot
+from tidewaiter_updater.model import BootEnv
+
+from tests.sim.boot import choose, format_environment
+from tests.sim.hal import write_config
+from tests.sim.relay import Relay, relaying
+from tests.sim.repository import TestRepository
+
+UPDATER = "io.tidewaiter.Updater"
+LIMIT_S = 60.0
+
+
+@dataclass
+class UpdaterProcess:
+    """The daemon and its device. `home` has the layout of `write_config`, which a HalProcess may share."""
+
+    home: Path
+    repository: TestRepository
+    device: Path
+    process: subprocess.Popen[bytes] | None = None
+    boots: int = 0
+    booted: SlotName = SlotName.A
+    identities: dict[bytes, tuple[str, int]] = field(default_factory=dict)
+    """Version and sequence that the identity file inside an image says."""
+
+    def manufacture(self, image: bytes, version: str, sequence: int) -> None:
+        """The same image in both slots, slot A committed."""
+        write_config(self.home, self.device, hal={"bench": True, "quiet_after_injection_s": 1})
+        text = (self.home / "tidewaiter.toml").read_text()
+        extra = {
+            "cmdline_file": self.home / "cmdline",
+            "image_identity": self.home / "image.json",
+            "tuf_root": self.repository.trusted_root,
+            "floor_file": self.home / "no-floor.json",
+        }
+        lines = "".join(f'{name} = "{value}"\n' for name, value in extra.items())
+        text = text.replace("[updater]\n", f"[updater]\n{lines}")
+        text = text.replace('product = "injector"', f'product = "{self.repository.product}"')
+        text = text.replace('hw = "inj-a1"', f'hw = "{self.repository.hw}"')
+        # A file of its own: a HalProcess in the same home writes its configuration again.
+        self.config.write_text(text)
+        (self.home / "run/reboot").mkdir(parents=True)
+        (self.home / "ca.pem").touch()
+        for slot in ("a", "b"):
+            (self.home / f"slot-{slot}").write_bytes(image)
+        format_environment(self.home / "env")
+        self.knows(image, version, sequence)
+
+    @property
+    def config(self) -> Path:
+        return self.home / "updater.toml"
+
+    def knows(self, image: bytes, version: str, sequence: int) -> None:
+        """What the identity file inside another image says."""
+        self.identities[image] = (version, sequence)
+
+    def boot(self) -> None:
+        """Boot script, identity of the booted root, daemon."""
+        self.boots += 1
+        (self.home / "run/reboot/now").unlink(missing_ok=True)
+        booted = choose(self.home / "env", probe=lambda slot: True)
+        assert booted is not None
+        self.booted = booted
+        version, sequence = self.identities[(self.home / f"slot-{booted.lower()}").read_bytes()]
+        identity = {
+            "schema": 1,
+            "product": self.repository.product,
+            "version": version,
+            "sequence": sequence,
+            "security_epoch": 0,
+            "built_utc": "2026-01-01T00:00:00Z",
+            "hw": [self.repository.hw],
+        }
+        (self.home / "image.json").write_text(json.dumps(identity))
+        (self.home / "cmdline").write_text(f"ro tidewaiter.slot={booted}\n")
+        self.start()
+
+    def command(self, module: str = "tidewaiter_updater.main") -> list[str]:
+        config = ["--config", str(self.config), "--conf-dir", str(self.home / "conf.d")]
+        return [sys.executable, "-m", module, *config]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "TIDEWAITER_BOOT_ID": f"{self.boots:08x}" * 4}
+
+    def start(self) -> None:
+        """The daemon alone, in the present boot."""
+        with (self.home / "updater.log").open("ab") as log:
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=self.environment())
+        self.until(self._answers, "the updater answers")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(15)
+
+    def call(self, method: str, *, local: bool = False, **parameters: Any) -> dict[str, Any]:
+        name = "updater-local.sock" if local else "updater.sock"
+        with Client(self.home / "run" / name, timeout_s=30) as client:
+            return client.call(f"{UPDATER}.{method}", parameters)
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = self.call("GetStatus")["status"]
+        return status
+
+    def until_phase(self, *phases: str) -> dict[str, Any]:
+        self.until(lambda: self.status()["phase"] in phases, f"phase {' or '.join(phases)}")
+        return self.status()
+
+    def until(self, holds: Callable[[], bool], what: str, *, limit_s: float = LIMIT_S) -> None:
+        end_s = time.monotonic() + limit_s
+        while not holds():
+            if time.monotonic() > end_s:
+                raise AssertionError(
+                    f"{what}: not within {limit_s:g} s\n{(self.home / 'updater.log').read_text()[-4000:]}"
+                )
+            time.sleep(0.05)
+
+    def env(self) -> BootEnv:
+        env = SimulatedBoot(FileMedium(self.home / "env"), cmdline=lambda: "").read()
+        assert env is not None
+        return env
+
+    @property
+    def reboots(self) -> bool:
+        """Whether PID 1 would restart the machine now."""
+        return (self.home / "run/reboot/now").exists()
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the updater ended: {(self.home / 'updater.log').read_text()[-4000:]}")
+        with contextlib.suppress(NotReachable):
+            return bool(self.status())
+        return False
+
+
+@contextlib.contextmanager
+def updater_process(home: Path, device: Path) -> Iterator[tuple[UpdaterProcess, Relay]]:
+    """A device that is not yet manufactured, the repository it will trust, and the way between them."""
+    repository = TestRepository(home / "vendor")
+    updater = UpdaterProcess(home, repository, device)
+    (home / "run/agent").mkdir(parents=True)
+    with relaying(repository.repo, home / "run/agent/relay.sock") as relay:
+        try:
+            yield updater, relay
+        finally:
+            if updater.process is not None and updater.process.poll() is None:
+                updater.kill()
