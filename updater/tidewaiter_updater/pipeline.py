@@ -1,8 +1,7 @@
-"""The moving parts of a transfer: one thread that fetches, one that writes, one that syncs, and bounded room between them.
+"""The writing end of a transfer: one thread that writes a slot, one that syncs it, and bounded room before them.
 
-Bounds, which are also what a power cut may cost (update-engine.md section 7): 4 buffers of 1 MiB, at most 8 MiB written but
-not synced, at most two spans of 2 MiB fetched but not yet in a buffer. An error in a thread is kept and raised in the caller
-at its next step, and ends the transfer; no thread outlives `close`.
+Bounds, which are also what a power cut may cost (update-engine.md section 7): 4 buffers of 1 MiB, at most 8 MiB written but not
+synced. An error in a thread is kept, raised in the caller at its next step, and ends the transfer; no thread outlives `close`.
 """
 
 from __future__ import annotations
@@ -11,64 +10,20 @@ import contextlib
 import mmap
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
 from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice, aligned_buffer
-from tidewaiter_updater.errors import InstallCancelledError, SourceError
-from tidewaiter_updater.plan import Span
-from tidewaiter_updater.sources import Source
+from tidewaiter_updater.stage import POLL_S, Control, Stage
+
+__all__ = ["BUFFER_BYTES", "Control", "Sink"]
 
 BUFFER_BYTES: Final = 1024 * 1024
 BUFFERS: Final = 4
 UNSYNCED_BYTES: Final = 8 * 1024 * 1024
-SPANS_AHEAD: Final = 2
-_POLL_S: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
-    """What the engine says while a transfer runs, and how the transfer says that it is alive."""
-
-    paused: Callable[[], bool] = lambda: False
-    cancelled: Callable[[], bool] = lambda: False
-    beat: Callable[[str], None] = lambda stage: None
-    """Called with the stage (fetch, assemble, write, sync) at each step and about twice a second while it waits."""
-
-    def check(self, what: str) -> None:
-        """Raise InstallCancelledError if the engine asked to stop."""
-        if self.cancelled():
-            raise InstallCancelledError(
-                f"{what} was canceled; the slot stays unbootable, written chunks are reused"
-            )
-
-
-class _Stage:
-    """A thread of the pipeline; `failure` is what it died of."""
-
-    def __init__(self, name: str, run: Callable[[], None]) -> None:
-        self.failure: BaseException | None = None
-        self.ended = threading.Event()
-        self._run = run
-        self._thread = threading.Thread(target=self._guarded, name=f"slot-{name}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def join(self, beat: Callable[[], None]) -> None:
-        while self._thread.is_alive():
-            self._thread.join(_POLL_S)
-            beat()
-
-    def _guarded(self) -> None:
-        try:
-            self._run()
-        except BaseException as err:  # noqa: BLE001 - raised again in the caller's thread
-            self.failure = err
-        finally:
-            self.ended.set()
+_ZEROS_BYTES: Final = 16 * BLOCK_BYTES
+_ZEROS: Final = bytes(_ZEROS_BYTES)
 
 
 class Sink:
@@ -89,7 +44,7 @@ class Sink:
         self._change = threading.Condition()
         self._written = self._synced = self._done = 0
         self._sync_now = self._stop_sync = False
-        self._stages = [_Stage("write", self._write_all), _Stage("sync", self._sync_all)]
+        self._stages = [Stage("write", self._write_all), Stage("sync", self._sync_all)]
         for stage in self._stages:
             stage.start()
 
@@ -187,7 +142,7 @@ class Sink:
             self._raise_failure()
             self._control.beat("assemble")
             with contextlib.suppress(queue.Empty):
-                return self._free.get(timeout=_POLL_S)
+                return self._free.get(timeout=POLL_S)
 
     def _until(self, condition: Callable[[], bool]) -> None:
         with self._change:
@@ -195,7 +150,7 @@ class Sink:
                 self._raise_failure()
                 self._control.beat("assemble")
                 self._change.notify_all()
-                self._change.wait(_POLL_S)
+                self._change.wait(POLL_S)
 
     def _raise_failure(self) -> None:
         for stage in self._stages:
@@ -210,7 +165,7 @@ class Sink:
                     if self._stages[1].ended.is_set():
                         return  # the sync stage holds the error
                     self._control.beat("write")
-                    self._change.wait(_POLL_S)
+                    self._change.wait(POLL_S)
             if buffer is None:
                 self._device.zero(offset, length)
             else:
@@ -226,7 +181,7 @@ class Sink:
     def _next_work(self) -> tuple[mmap.mmap | None, int, int] | None:
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._work.get(timeout=_POLL_S)
+                return self._work.get(timeout=POLL_S)
             self._control.beat("write")
 
     def _sync_all(self) -> None:
@@ -236,7 +191,7 @@ class Sink:
                     if self._stop_sync:
                         return
                     self._control.beat("sync")
-                    self._change.wait(_POLL_S)
+                    self._change.wait(POLL_S)
                 upto = self._written
             self._device.sync()
             self._control.beat("sync")
@@ -248,81 +203,3 @@ class Sink:
         unsynced = self._written - self._synced
         # Half the bound, so that the writer goes on while the first half is synced; everything when the caller waits.
         return unsynced >= UNSYNCED_BYTES // 2 or (unsynced > 0 and self._sync_now)
-
-
-_ZEROS_BYTES: Final = 16 * BLOCK_BYTES
-_ZEROS: Final = bytes(_ZEROS_BYTES)
-
-
-class Fetcher:
-    """Fetches spans in order, at most two ahead of the one who uses them."""
-
-    def __init__(self, source: Source, path: str, spans: Sequence[Span], control: Control) -> None:
-        self._source = source
-        self._path = path
-        self._spans = spans
-        self._control = control
-        self._ready: queue.SimpleQueue[tuple[Span, list[bytes]]] = queue.SimpleQueue()
-        self._room = threading.Semaphore(SPANS_AHEAD)
-        self._stopped = threading.Event()
-        self._stage = _Stage("fetch", self._fetch_all)
-        self._stage.start()
-
-    def next(self, wait: Callable[[], None]) -> tuple[Span, bytearray]:
-        """The next span and its bytes; `release` must follow when they are used up."""
-        while True:
-            with contextlib.suppress(queue.Empty):
-                span, pieces = self._ready.get(timeout=_POLL_S)
-                return span, _joined(pieces, span.length)
-            wait()
-            if self._stage.failure is not None and self._ready.empty():
-                raise self._stage.failure
-
-    def release(self) -> None:
-        """The span given out last is used up: there is room for another."""
-        self._room.release()
-
-    def close(self) -> None:
-        """End the thread; a read that hangs ends with its own time limit."""
-        self._stopped.set()
-        self._room.release()
-        self._stage.join(lambda: self._control.beat("assemble"))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _fetch_all(self) -> None:
-        for span in self._spans:
-            while not self._room.acquire(timeout=_POLL_S):
-                self._control.beat("fetch")
-            while self._control.paused() and not self._stopped.wait(_POLL_S):
-                self._control.beat("fetch")
-            if self._stopped.is_set():
-                return
-            pieces = []
-            for piece in self._source.span(self._path, span.offset, span.length):
-                self._control.beat("fetch")
-                pieces.append(piece)
-            if sum(map(len, pieces)) != span.length:
-                raise SourceError(
-                    f"{self._path}: source gave {sum(map(len, pieces))} of {span.length} bytes; not used",
-                    code="source.bad-range",
-                )
-            self._ready.put((span, pieces))
-
-
-def _joined(pieces: list[bytes], length: int) -> bytearray:
-    """One buffer from many pieces, freeing each as it is copied."""
-    data = bytearray(length)
-    at = 0
-    pieces.reverse()
-    while pieces:
-        piece = pieces.pop()
-        data[at : at + len(piece)] = piece
-        at += len(piece)
-    return data

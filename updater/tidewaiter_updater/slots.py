@@ -13,27 +13,25 @@ Source: update-engine.md sections 6 and 7.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tidewaiter_core.clock import Clock
-from tidewaiter_core.payload.errors import PayloadChunkError
-from tidewaiter_core.payload.index import IndexReader, Method, require_match
+from tidewaiter_core.payload.index import IndexReader, require_match
 from tidewaiter_core.payload.release import SlotComponent
 
+from tidewaiter_updater.chunk_supply import ActiveSlot, ChunkSupply
 from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice, aligned_buffer, identity
-from tidewaiter_updater.errors import BudgetError, SlotError, SourceError
+from tidewaiter_updater.errors import BudgetError, SlotError
+from tidewaiter_updater.fetcher import Fetcher
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.model import ByteCounts, SourceCounts, TransferProgress
-from tidewaiter_updater.pipeline import Control, Fetcher, Sink
-from tidewaiter_updater.plan import ChunkHashes, HashLookup, Origin, Span, TransferPlan
+from tidewaiter_updater.pipeline import Control, Sink
+from tidewaiter_updater.plan import ChunkHashes, HashLookup, Origin, TransferPlan
 from tidewaiter_updater.readback import matches, read_back, right_chunks
-from tidewaiter_updater.sources import Source, hashed_path
-from tidewaiter_updater.zstd import decode_chunk
+from tidewaiter_updater.sources import Source
 
 __all__ = [
     "ActiveSlot",
@@ -47,18 +45,8 @@ __all__ = [
     "verify",
 ]
 
-_BUDGET_RATIO: Final = 1.05
-_BUDGET_SLACK_BYTES: Final = 1024 * 1024
 _REPORT_BYTES: Final = 1024 * 1024
 _PAUSE_S: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActiveSlot:
-    """The running system as a place to copy chunks from: opened for reading, and what it is recorded to hold."""
-
-    device: SlotDevice
-    table: ChunkHashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,19 +173,12 @@ class _Transfer:
         self._clock = clock
         self._control = control
         self._progress = progress
-        usable = active is not None and active.table.chunk_bytes == index.header.chunk_bytes
-        self._active = active if usable else None
-        self._pack_path = hashed_path(component.pack.path, component.pack.sha256)
         self._root = component.image_root
         self._by_source = dict.fromkeys(Origin, 0)
-        self._active_differs = 0
         self._unreported = 0
-        self._received_before = source.received_bytes
-        self._expected_fetch = 0
-        self._settled_before = 0
-        self._span: Span | None = None
-        self._span_data = bytearray()
-        self._scratch = aligned_buffer(max(index.header.chunk_bytes, BLOCK_BYTES))
+        self._supply = ChunkSupply(
+            device, component, index, source, store=store, active=active, step=self._step
+        )
 
     def run(
         self, *, promised: ChunkHashes | None, resume: bool, only: Sequence[int] | None, cap_bytes: int | None
@@ -208,10 +189,10 @@ class _Transfer:
             plan = TransferPlan(
                 self._index,
                 wrong,
-                active=HashLookup(self._active.table) if self._active else None,
+                active=HashLookup(self._supply.active.table) if self._supply.active else None,
                 step=lambda: self._control.beat("assemble"),
             )
-            self._expected_fetch = plan.expected_fetch_bytes
+            self._supply.expected_fetch_bytes = plan.expected_fetch_bytes
             self._check_plan(cap_bytes)
             self._store.mark_writing(self._device.name, self._root)
             self._write(plan)
@@ -220,7 +201,7 @@ class _Transfer:
         self._report(force=True)
         report = self._status()
         return InstallResult(
-            counts=report.counts, by_source=report.by_source, active_differs=self._active_differs
+            counts=report.counts, by_source=report.by_source, active_differs=self._supply.active_differs
         )
 
     def _survey(self, promised: ChunkHashes | None, *, resume: bool, only: Sequence[int] | None) -> bytearray:
@@ -246,7 +227,7 @@ class _Transfer:
         if self._store.chunk0(self._root, digest) is not None:
             kept = True
         else:
-            data = None if wrong[0] else self._read_right(self._device, 0, 0)
+            data = None if wrong[0] else self._supply.read_right(self._device, 0, 0)
             kept = data is not None
             if data is not None:
                 self._store.keep_chunk0(self._root, data)
@@ -257,9 +238,10 @@ class _Transfer:
             self._count(0, Origin.RESUME)
 
     def _check_plan(self, cap_bytes: int | None) -> None:
-        if cap_bytes is not None and self._expected_fetch > cap_bytes:
+        expected = self._supply.expected_fetch_bytes
+        if cap_bytes is not None and expected > cap_bytes:
             raise BudgetError(
-                f"{self._pack_path}: {self._expected_fetch} bytes would have to be fetched, {cap_bytes} are allowed; "
+                f"{self._supply.pack_path}: {expected} bytes would have to be fetched, {cap_bytes} are allowed; "
                 "nothing was fetched or written"
             )
 
@@ -270,22 +252,23 @@ class _Transfer:
         scratch.close()
         self._device.sync()
         with (
-            Fetcher(self._source, self._pack_path, plan.spans, self._control) as fetcher,
+            Fetcher(self._source, self._supply.pack_path, plan.spans, self._control) as fetcher,
             Sink(self._device, self._control) as sink,
         ):
             for chunk in plan.wrong_chunks():
                 self._step()
-                data = self._obtain(plan, chunk, fetcher, sink)
+                origin, data = self._supply.obtain(plan, chunk, fetcher, sink)
+                self._count(chunk, origin)
                 if chunk == 0:
-                    zeros = self._index.chunk_length(0)
-                    self._store.keep_chunk0(self._root, bytes(zeros) if data is None else bytes(data))
+                    first = bytes(self._index.chunk_length(0)) if data is None else bytes(data)
+                    self._store.keep_chunk0(self._root, first)
                 elif data is None:
                     sink.zero(chunk * self._index.header.chunk_bytes, self._index.chunk_length(chunk))
                 else:
                     sink.put(chunk * self._index.header.chunk_bytes, data)
                 self._report()
             sink.sync()  # ORDER: chunk 0 makes the slot look whole, so everything else is on storage first
-            sink.put(0, self._chunk0())
+            sink.put(0, self._supply.chunk0())
             sink.sync()
 
     def _step(self) -> None:
@@ -296,124 +279,6 @@ class _Transfer:
             self._control.check(f"{self._device.name}: writing")
             self._control.beat("assemble")
             self._clock.wait(never, _PAUSE_S)
-
-    def _obtain(
-        self, plan: TransferPlan, chunk: int, fetcher: Fetcher, sink: Sink
-    ) -> bytes | memoryview | None:
-        """The verified bytes of a chunk; None for a zero chunk."""
-        origin = plan.origin(chunk)
-        data: bytes | memoryview | None = None
-        if origin is Origin.COPY:
-            data = self._copied(plan.copy_from(chunk), chunk) or self._repeated(chunk, sink)
-            if data is None:
-                origin = Origin.PACK
-                unit_chunk = self._stored_chunk(chunk)
-                data = self._decoded(unit_chunk, self._fetched_alone(unit_chunk))
-        elif origin is Origin.PACK:
-            data = self._from_span(chunk, fetcher)
-        self._count(chunk, origin)
-        return data
-
-    def _copied(self, found: int | None, chunk: int) -> bytes | None:
-        """A chunk from the active slot, if it still is what the record says."""
-        if found is None or self._active is None:
-            return None
-        data = None
-        with contextlib.suppress(SlotError):  # an unreadable active slot costs a fetch, not the update
-            data = self._read_right(self._active.device, found, chunk)
-        if data is None:
-            self._active_differs += 1
-        return data
-
-    def _repeated(self, chunk: int, sink: Sink) -> bytes | None:
-        """A chunk that equals an earlier one of the same image, read back from where that was written."""
-        earlier = self._stored_chunk(chunk)
-        if earlier == chunk:
-            return None
-        if earlier == 0:
-            return self._store.chunk0(self._root, self._index.chunk_hash(0))
-        if earlier >= self._settled_before:
-            sink.settle()
-            self._settled_before = chunk
-        return self._read_right(self._device, earlier, chunk)
-
-    def _stored_chunk(self, chunk: int) -> int:
-        """The chunk whose unit of the pack holds the bytes of `chunk`."""
-        unit = self._index.unit(chunk)
-        return unit.offset if unit.method is Method.SAME else chunk
-
-    def _read_right(self, device: SlotDevice, place: int, chunk: int) -> bytes | None:
-        """The bytes at chunk position `place` of a device, if they are those of `chunk`."""
-        length = self._index.chunk_length(chunk)
-        offset = place * self._index.header.chunk_bytes
-        if offset + length > device.size_bytes:
-            return None
-        with memoryview(self._scratch) as view, view[:length] as part:
-            device.read_into(part, offset)
-            if hashlib.sha256(part).digest() == self._index.chunk_hash(chunk):
-                return bytes(part)
-        return None
-
-    def _from_span(self, chunk: int, fetcher: Fetcher) -> bytes | memoryview:
-        """A chunk out of the spans that arrive in plan order."""
-        if self._span is None:
-            self._span, self._span_data = fetcher.next(self._step)
-        unit = self._index.unit(chunk)
-        start = unit.offset - self._span.offset
-        stored: bytes | memoryview = memoryview(self._span_data)[start : start + unit.stored_bytes]
-        if hashlib.sha256(stored).digest() != unit.sha256:
-            stored = self._fetched_alone(chunk)
-        data = self._decoded(chunk, stored)
-        if chunk == self._span.chunks[-1]:
-            # A stored-raw chunk is a view of the span, which its view keeps alive; the room is free for the next one.
-            self._span, self._span_data = None, bytearray()
-            fetcher.release()
-        self._check_budget()
-        return data
-
-    def _fetched_alone(self, chunk: int) -> bytes:
-        """The stored bytes of one unit, fetched for it alone: a copy failed, or its span had other bytes."""
-        unit = self._index.unit(chunk)
-        stored = b"".join(self._source.span(self._pack_path, unit.offset, unit.stored_bytes))
-        self._check_budget()
-        if len(stored) != unit.stored_bytes or hashlib.sha256(stored).digest() != unit.sha256:
-            raise SourceError(
-                f"{self._component.pack.path}: bytes {unit.offset}+{unit.stored_bytes} (chunk {chunk}) are not what the "
-                "index says, twice; they are not decoded, the slot stays unbootable",
-                code="source.bad-bytes",
-            )
-        return stored
-
-    def _decoded(self, chunk: int, stored: bytes | memoryview) -> bytes | memoryview:
-        """The chunk in a unit whose stored bytes are proven."""
-        unit = self._index.unit(chunk)
-        length = self._index.chunk_length(chunk)
-        what = f"{self._component.pack.path}: chunk {chunk}"
-        raw = stored
-        if unit.method is Method.ZSTD:
-            raw = decode_chunk(
-                stored, raw_bytes=length, chunk_bytes=self._index.header.chunk_bytes, what=what
-            )
-        if len(raw) != length or hashlib.sha256(raw).digest() != self._index.chunk_hash(chunk):
-            raise PayloadChunkError(f"{what}: decodes to other bytes than the index says; not written")
-        return raw
-
-    def _chunk0(self) -> bytes:
-        data = self._store.chunk0(self._root, self._index.chunk_hash(0))
-        if data is None and self._index.unit(0).method is Method.ZERO:
-            return bytes(self._index.chunk_length(0))
-        if data is None:  # the state directory lost it since; the pack still has it
-            data = bytes(self._decoded(0, self._fetched_alone(0)))
-        return data
-
-    def _check_budget(self) -> None:
-        received = self._source.received_bytes - self._received_before
-        allowed = int(self._expected_fetch * _BUDGET_RATIO) + _BUDGET_SLACK_BYTES
-        if received > allowed:
-            raise BudgetError(
-                f"{self._pack_path}: {received} bytes arrived where {self._expected_fetch} were planned; stopped, "
-                "the next attempt plans anew"
-            )
 
     def _count(self, chunk: int, origin: Origin) -> None:
         length = self._index.chunk_length(chunk)
@@ -433,8 +298,8 @@ class _Transfer:
                 total=self._component.image_bytes,
                 written=sum(counts.values()) - skipped,
                 skipped=skipped,
-                fetched=self._source.received_bytes - self._received_before,
-                expected_fetch=self._expected_fetch,
+                fetched=self._supply.fetched_bytes,
+                expected_fetch=self._supply.expected_fetch_bytes,
             ),
             by_source=SourceCounts(**{origin.value: value for origin, value in counts.items()}),
         )
