@@ -9,6 +9,8 @@ Invariants:
 """
 
 import asyncio
+import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -18,13 +20,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 from tidewaiter_core.durable import InstanceLock
 from tidewaiter_core.errors import StateError
 
 from tidewaiter_server import schema
 from tidewaiter_server.errors import Refusal, ServerError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _GROUP_LIMIT: Final = 500
@@ -83,7 +87,7 @@ class Database:
             raise
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="db-read")
         self._jobs: queue.Queue[_Job | None] = queue.Queue(_QUEUE_LIMIT)
-        self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._writer = threading.Thread(target=self._run_writer, name="db-write", daemon=True)
         self._writer.start()
 
     def close(self) -> None:
@@ -142,6 +146,14 @@ class Database:
                 f"{self._path}: expected schema {schema.VERSION}, found {found} ({newer}); left as it is, not started"
             )
 
+    def _run_writer(self) -> None:
+        try:
+            self._write_loop()
+        except BaseException:
+            # Without a writer every request would wait for ever; the service manager starts us again.
+            logger.critical("the database writer failed, the server ends", exc_info=True)
+            os._exit(70)
+
     def _write_loop(self) -> None:
         with self._engine.connect() as connection:
             while (first := self._jobs.get()) is not None:
@@ -173,34 +185,49 @@ class Database:
                 connection.execute(text("SAVEPOINT job"))
                 try:
                     result = job(connection)
-                except BaseException as error:  # noqa: BLE001 - the job's error belongs to its caller
+                except BaseException as error:  # the job's error belongs to its caller
+                    if isinstance(error, OperationalError) and not _in_transaction(connection):
+                        raise  # disk full: SQLite has undone the whole transaction, not only this job
                     connection.execute(text("ROLLBACK TO job"))
                     connection.execute(text("RELEASE job"))
-                    _fail(future, error)
+                    _fail(future, _busy(error) if isinstance(error, OperationalError) else error)
                 else:
                     connection.execute(text("RELEASE job"))
                     done.append((future, result))
             connection.execute(text("COMMIT"))
         except SQLAlchemyError as error:
             # Full disk, I/O error: nothing of this batch is durable and every caller must hear so.
-            self._roll_back(connection)
-            busy = Refusal(
-                503,
-                "db.busy",
-                f"database: the commit failed ({type(error.__cause__ or error).__name__}); nothing was stored, try again",
-                headers={"Retry-After": "5"},
+            if _in_transaction(connection):
+                _raw(connection).rollback()
+            logger.warning(
+                "a commit of %d writes failed, none is stored: %s", len(batch), error.__cause__ or error
             )
             for _, future in batch:
-                _fail(future, busy)
+                _fail(future, _busy(error))
             return
         for future, result in done:
             future.set_result(result)
 
-    @staticmethod
-    def _roll_back(connection: Connection) -> None:
-        raw = connection.connection.driver_connection
-        if isinstance(raw, sqlite3.Connection) and raw.in_transaction:
-            raw.rollback()
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    raw = connection.connection.driver_connection
+    if not isinstance(raw, sqlite3.Connection):
+        raise TypeError(f"expected an SQLite connection, found {type(raw).__name__}")
+    return raw
+
+
+def _in_transaction(connection: Connection) -> bool:
+    return _raw(connection).in_transaction
+
+
+def _busy(error: SQLAlchemyError) -> Refusal:
+    reason = error.__cause__ or error
+    return Refusal(
+        503,
+        "db.busy",
+        f"database: refused the write ({reason}); nothing was stored, try again",
+        headers={"Retry-After": "5"},
+    )
 
 
 def _fail(future: "Future[Any]", error: BaseException) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, func, insert, select, text
 from tidewaiter_core.errors import SecondInstanceError, StateError
 from tidewaiter_server import audit, db
-from tidewaiter_server.errors import ServerError
+from tidewaiter_server.errors import Refusal, ServerError
 from tidewaiter_server.schema import api_tokens, server_audit
 
 from tests.sim.clock import FakeClock
@@ -116,4 +116,24 @@ def test_a_records_fields_are_bounded(directory: Path) -> None:
     row = database.read_now(lambda c: c.execute(select(server_audit)).one())
     assert len(row.object) == 256
     assert len(row.fields) < 300
+    database.close()
+
+
+def test_a_full_disk_is_503_stores_nothing_and_heals(directory: Path) -> None:
+    database = db.Database(directory)
+    limit = text("PRAGMA max_page_count = 1")  # SQLite then says what it says on a full disk
+    database.write_now(lambda c: c.execute(limit) and None)
+
+    def much(connection: Connection) -> None:
+        for number in range(500):
+            token(connection, f"{number:0200d}")
+
+    with pytest.raises(Refusal) as refused:
+        database.write_now(much)
+    assert (refused.value.status, refused.value.code) == (503, "db.busy")
+    assert "full" in str(refused.value)
+    assert names(database) == []
+    database.write_now(lambda c: c.execute(text("PRAGMA max_page_count = 1000000")) and None)
+    database.write_now(much)
+    assert len(names(database)) == 500
     database.close()
