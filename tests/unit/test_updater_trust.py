@@ -19,7 +19,7 @@ from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.sources import Patience, RelaySource
 from tidewaiter_updater.trust import Session
 from tidewaiter_updater.trust_call import TrustSession
-from tidewaiter_updater.trust_wire import Verified
+from tidewaiter_updater.trust_wire import RoleFloor, Verified
 
 from tests.sim.relay import Answer, Ask, Relay, relaying
 from tests.sim.repository import MadeRelease, TestRepository
@@ -368,3 +368,16 @@ def test_twenty_root_rotations_asleep_then_updates(
         repository.rotate_root(*(("snapshot",) if number % 5 == 0 else ()))
     device.session(made.path)
     assert device.floors.versions("relay")["root"].version == 21
+
+
+def test_the_child_compares_with_the_floors_itself_before_it_keeps_anything(
+    device: Device, made: MadeRelease
+) -> None:
+    seen = device.session(made.path).versions
+    above = {**seen, "os": RoleFloor(version=seen["os"].version + 1, keys=seen["os"].keys)}
+    source = RelaySource(device.relay.socket_path, clock=SystemClock())
+    now = device.floors.trusted_now(SystemClock())
+    session = Session(source, metadata_dir=device.metadata, root=device.root, trusted_now=now)
+    with pytest.raises(TrustError) as caught:
+        session.verify(made.path, above)
+    assert caught.value.code == "trust.rollback"
