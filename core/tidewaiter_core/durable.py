@@ -11,55 +11,33 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
-import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
+from tidewaiter_core.disk import SYSTEM_DISK, Disk, SystemDisk
 from tidewaiter_core.errors import SecondInstanceError, StateError, StateWriteError
+
+__all__ = [
+    "DOCUMENT_LIMIT_BYTES",
+    "Disk",
+    "InstanceLock",
+    "SystemDisk",
+    "load_document",
+    "quarantine",
+    "save_document",
+    "write_atomic",
+]
 
 DOCUMENT_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 
-class Disk(Protocol):
-    """The four effects an atomic write has on a medium; a test replaces them to make the medium fail."""
-
-    def write(self, fd: int, data: bytes) -> int: ...
-    def sync(self, fd: int) -> None: ...
-    def replace(self, source: Path, target: Path) -> None: ...
-    def sync_directory(self, directory: Path) -> None: ...
-
-
-class SystemDisk:
-    """The real medium."""
-
-    def write(self, fd: int, data: bytes) -> int:
-        return os.write(fd, data)
-
-    def sync(self, fd: int) -> None:
-        os.fsync(fd)
-
-    def replace(self, source: Path, target: Path) -> None:
-        source.replace(target)
-
-    def sync_directory(self, directory: Path) -> None:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-_SYSTEM_DISK: Final = SystemDisk()
-
-
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, disk: Disk = _SYSTEM_DISK) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, disk: Disk = SYSTEM_DISK) -> None:
     """Replace the content of `path` by `data`; safe against power cuts, other threads and other processes.
 
     The temporary file has one fixed name per target, so a torn one is overwritten by the next write and
@@ -70,20 +48,20 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, disk: Disk = _SY
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        fd = _open_temporary(temporary)
+        fd = disk.create(temporary)
         try:
-            os.ftruncate(fd, 0)
+            disk.truncate(fd, 0)
             _write_all(fd, data, disk=disk)
-            os.fchmod(fd, mode)
+            disk.permit(fd, mode)
             disk.sync(fd)
             disk.replace(temporary, path)
         except OSError:
             # Give the space back: on a full disk the leftover would be part of the problem.
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                disk.remove(temporary)
             raise
         finally:
-            os.close(fd)
+            disk.close(fd)
     except OSError as err:
         reason = err.strerror or str(err)
         raise StateWriteError(
@@ -98,28 +76,6 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, disk: Disk = _SY
         ) from err
 
 
-def _open_temporary(temporary: Path) -> int:
-    """Open and lock the temporary file; the lock is valid only while the name still leads to the locked file."""
-    while True:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-        try:
-            _require_regular(fd, temporary)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            # Another writer may have renamed this very file into place while we waited for its lock.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.lstat(temporary)):
-                    return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-def _require_regular(fd: int, temporary: Path) -> None:
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise OSError(errno.EEXIST, f"{temporary.name} is in the way and is no regular file")
-
-
 def _write_all(fd: int, data: bytes, *, disk: Disk) -> None:
     done = 0
     while done < len(data):
@@ -127,7 +83,7 @@ def _write_all(fd: int, data: bytes, *, disk: Disk) -> None:
 
 
 def load_document(
-    path: Path, *, schema: int, limit_bytes: int = DOCUMENT_LIMIT_BYTES
+    path: Path, *, schema: int, limit_bytes: int = DOCUMENT_LIMIT_BYTES, disk: Disk = SYSTEM_DISK
 ) -> dict[str, Any] | None:
     """Read what `save_document` wrote, without its `schema` member; None if there is no such file.
 
@@ -135,8 +91,7 @@ def load_document(
         StateError: Unreadable, not one JSON object, a duplicate key, or a schema above `schema`. The file is left alone.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
+        data = disk.read(path, limit_bytes + 1)
     except FileNotFoundError:
         return None
     except OSError as err:
@@ -184,7 +139,7 @@ def _no_constant(name: str) -> Any:
 
 
 def save_document(
-    path: Path, document: Mapping[str, Any], *, schema: int, mode: int = 0o600, disk: Disk = _SYSTEM_DISK
+    path: Path, document: Mapping[str, Any], *, schema: int, mode: int = 0o600, disk: Disk = SYSTEM_DISK
 ) -> None:
     """Write `document` with its `schema` number, atomically; keys are sorted so that equal states are equal bytes.
 
@@ -199,7 +154,7 @@ def save_document(
     write_atomic(path, text.encode("ascii") + b"\n", mode=mode, disk=disk)
 
 
-def quarantine(path: Path) -> Path:
+def quarantine(path: Path, *, disk: Disk = SYSTEM_DISK) -> Path:
     """Move an unusable file aside as `<name>.corrupt-<utc>`, where it stays as evidence; returns the new path.
 
     Raises:
@@ -209,9 +164,9 @@ def quarantine(path: Path) -> Path:
     try:
         for attempt in range(1000):
             target = path.with_name(f"{path.name}.corrupt-{stamp}" + (f"-{attempt}" if attempt else ""))
-            if not os.path.lexists(target):
-                path.rename(target)
-                _SYSTEM_DISK.sync_directory(path.parent)
+            if not disk.exists(target):
+                disk.replace(path, target)
+                disk.sync_directory(path.parent)
                 return target
     except OSError as err:
         raise StateWriteError(f"{path}: cannot be moved aside ({err.strerror or err})") from err

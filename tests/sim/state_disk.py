@@ -13,8 +13,8 @@ class PowerCut(BaseException):
     """The device lost power: nothing runs after it, no handler and no clean-up."""
 
 
-class StateDisk:
-    """Implements tidewaiter_core.durable.Disk on the real file system.
+class StateDisk(SystemDisk):
+    """The real file system, whose four effects of an atomic write can be made to fail.
 
     Effects are counted from 0 over all methods. `cut_before` is the effect that power fails at; a write is torn in
     the middle by it.
