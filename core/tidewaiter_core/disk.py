@@ -85,8 +85,7 @@ class SystemDisk:
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
             try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise OSError(errno.EEXIST, f"{path.name} is in the way and is no regular file")
+                _require_regular(fd, path)
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 # Another writer may have renamed this very file into place while we waited for its lock.
                 with contextlib.suppress(FileNotFoundError):
@@ -157,6 +156,11 @@ class SystemDisk:
     def free_bytes(self, directory: Path) -> int:
         status = os.statvfs(directory)
         return status.f_bavail * status.f_frsize
+
+
+def _require_regular(fd: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EEXIST, f"{path.name} is in the way and is no regular file")
 
 
 SYSTEM_DISK: Final[Disk] = SystemDisk()

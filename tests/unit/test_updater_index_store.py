@@ -11,6 +11,7 @@ from tidewaiter_updater.errors import SourceError
 from tidewaiter_updater.index_store import IndexStore
 
 from tests.sim.packs import MemorySource, Packed, packed, random_image
+from tests.sim.state_disk import StateDisk
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,8 @@ def test_the_mark_of_an_unfinished_write_names_slot_and_image(store: IndexStore,
     assert not store.is_writing("b", "r1")
 
 
-def test_a_full_state_directory_is_told_as_such(image: Packed, store: IndexStore, tmp_path: Path) -> None:
-    part = tmp_path / "index" / f"{image.component.index.sha256}.part"
-    part.symlink_to("/dev/full")
+def test_a_full_state_directory_is_told_as_such(image: Packed, tmp_path: Path) -> None:
+    store = IndexStore(tmp_path / "index", disk=StateDisk(room_bytes=100))
     with (
         pytest.raises(StateWriteError, match="No space left"),
         store.opened(image.component.index, MemorySource.of(image)),

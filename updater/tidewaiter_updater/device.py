@@ -1,203 +1,38 @@
 """A slot as bytes on a medium: opened so that nobody else can write it, read and written past the page cache.
 
-Two layers: `Medium` is what the operating system offers (a write may be short, a sync may fail); `SlotDevice` adds the loops,
-the bounds and the errors, and is all the rest of the updater sees. A test world is another `Medium`.
-A slot that is a file (bench, demo) takes the same path; only there buffered access may stand in for O_DIRECT, followed by
-POSIX_FADV_DONTNEED. A block device never falls back: reading back through the page cache proves nothing.
+Two layers: `medium.Medium` is what the operating system offers (a write may be short, a sync may fail); `SlotDevice` adds the
+loops, the bounds and the errors, and is all the rest of the updater sees. A test world is another `Medium`.
 
 Source: update-engine.md section 7.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import mmap
-import os
-import stat
-import struct
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NoReturn, Protocol, Self
+from typing import NoReturn, Self
 
 from tidewaiter_updater.errors import SlotError
+from tidewaiter_updater.medium import (
+    BLOCK_BYTES,
+    SYSTEM_MEDIA,
+    Media,
+    Medium,
+    aligned_buffer,
+    identity,
+    open_medium,
+)
 
-BLOCK_BYTES: Final = 4096
-_BLKROGET: Final = 0x125E
-_BLKSSZGET: Final = 0x1268
-_BLKZEROOUT: Final = 0x127F
-_BLKGETSIZE64: Final = 0x80081272
-
-
-def aligned_buffer(length: int) -> mmap.mmap:
-    """Page-aligned memory; O_DIRECT gives EINVAL for the memory of a bytes object."""
-    return mmap.mmap(-1, length)
-
-
-class Medium(Protocol):
-    """What a slot's storage does. Offsets and lengths are multiples of 4096, buffers page-aligned."""
-
-    name: str
-    size_bytes: int
-    zeroes_ranges: bool
-    """Whether `zero` costs less than writing zeros."""
-
-    def read(self, buffer: memoryview, offset: int) -> int:
-        """Bytes read into `buffer`; may be fewer than asked, OSError on a medium error."""
-
-    def write(self, buffer: memoryview, offset: int) -> int:
-        """Bytes written; may be fewer than asked."""
-
-    def zero(self, offset: int, length: int) -> None: ...
-
-    def sync(self) -> None:
-        """Return when all that was written is on storage."""
-
-    def reopen(self) -> Medium:
-        """Close, and open again for reading only, so that nothing of this open survives in a cache."""
-
-    def close(self) -> None: ...
-
-
-class SystemMedium:
-    """A block device, or a file that plays one."""
-
-    def __init__(self, path: Path, fd: int, *, is_block: bool, size_bytes: int, direct: bool) -> None:
-        self.name = str(path)
-        self.size_bytes = size_bytes
-        self.zeroes_ranges = is_block
-        self.direct = direct
-        self._path = path
-        self._fd = fd
-        self._is_block = is_block
-
-    def read(self, buffer: memoryview, offset: int) -> int:
-        count = os.preadv(self._fd, [buffer], offset)
-        self._drop_cache(offset, count)
-        return count
-
-    def write(self, buffer: memoryview, offset: int) -> int:
-        return os.pwrite(self._fd, buffer, offset)
-
-    def zero(self, offset: int, length: int) -> None:
-        # Unprivileged, unlike BLKFLSBUF; BLKDISCARD may read back as anything.
-        fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("=QQ", offset, length))
-
-    def sync(self) -> None:
-        os.fdatasync(self._fd)
-        self._drop_cache(0, 0)
-
-    def reopen(self) -> SystemMedium:
-        self.sync()
-        self.close()
-        return open_medium(self._path, writable=False)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-    def _drop_cache(self, offset: int, length: int) -> None:
-        if not self.direct:
-            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
-
-
-def identity(path: Path) -> tuple[int, int]:
-    """Which storage `path` is: major and minor of a device, device and inode of a file.
-
-    Raises:
-        SlotError: It is neither, or cannot be looked at.
-    """
-    try:
-        status = path.stat()
-    except OSError as err:
-        raise _refusal(path, err) from err
-    if stat.S_ISBLK(status.st_mode):
-        return os.major(status.st_rdev), os.minor(status.st_rdev)
-    if stat.S_ISREG(status.st_mode):
-        return status.st_dev, status.st_ino
-    raise SlotError(
-        f"{path}: expected a block device or a file, found neither; not opened", code="slot.label"
-    )
-
-
-def open_medium(path: Path, *, writable: bool) -> SystemMedium:
-    """Open a slot so that a mounted one is refused and nobody else writes it meanwhile.
-
-    Raises:
-        SlotError: slot.busy, slot.read-only, slot.label or slot.io.
-    """
-    is_block = path.is_block_device()
-    identity(path)
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW * (not is_block) | (os.O_RDWR if writable else os.O_RDONLY)
-    if is_block and writable:
-        # O_EXCL is what gives EBUSY for a mounted device; for reading, the booted slot must stay readable.
-        flags |= os.O_EXCL
-    direct = True
-    try:
-        try:
-            fd = os.open(path, flags | os.O_DIRECT)
-        except OSError as err:
-            if is_block or err.errno != errno.EINVAL:
-                raise
-            direct = False  # a file on a file system without O_DIRECT (tmpfs before Linux 6.6, some overlays)
-            fd = os.open(path, flags)
-    except OSError as err:
-        raise _refusal(path, err) from err
-    try:
-        size = _prepare(path, fd, is_block=is_block, writable=writable)
-    except OSError as err:
-        os.close(fd)
-        raise _refusal(path, err) from err
-    except SlotError:
-        os.close(fd)
-        raise
-    return SystemMedium(path, fd, is_block=is_block, size_bytes=size, direct=direct)
-
-
-def _prepare(path: Path, fd: int, *, is_block: bool, writable: bool) -> int:
-    """Size in bytes of an open slot, after the checks that need the descriptor."""
-    if not is_block:
-        fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        return os.fstat(fd).st_size
-    sector = _ioctl_number(fd, _BLKSSZGET, "=i")
-    if sector not in (512, BLOCK_BYTES):
-        raise SlotError(
-            f"{path}: expected sectors of 512 or 4096 bytes, found {sector}; not written", code="slot.size"
-        )
-    if writable and _ioctl_number(fd, _BLKROGET, "=i"):
-        raise SlotError(f"{path}: the device is read-only; the slot cannot be written", code="slot.read-only")
-    return _ioctl_number(fd, _BLKGETSIZE64, "=Q")
-
-
-def _ioctl_number(fd: int, request: int, layout: str) -> int:
-    answer = fcntl.ioctl(fd, request, bytes(struct.calcsize(layout)))
-    value: int = struct.unpack(layout, answer)[0]
-    return value
-
-
-def _refusal(path: Path, err: OSError) -> SlotError:
-    reason = err.strerror or str(err)
-    if err.errno in (errno.EBUSY, errno.EWOULDBLOCK):
-        return SlotError(
-            f"{path}: in use ({reason}): mounted, or held by another process; not written", code="slot.busy"
-        )
-    if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return SlotError(f"{path}: may not be written ({reason})", code="slot.read-only")
-    return SlotError(f"{path}: cannot be opened as a slot ({reason})", code="slot.io", retryable=True)
-
-
-def partition_label(path: Path) -> str | None:
-    """The partition's name in the partition table; None if the storage has none."""
-    if not path.is_block_device():
-        return None
-    major, minor = identity(path)
-    with contextlib.suppress(OSError):
-        for line in Path(f"/sys/dev/block/{major}:{minor}/uevent").read_text(encoding="utf-8").splitlines():
-            if line.startswith("PARTNAME="):
-                return line.removeprefix("PARTNAME=")
-    return None
+__all__ = [
+    "BLOCK_BYTES",
+    "SYSTEM_MEDIA",
+    "Media",
+    "Medium",
+    "SlotDevice",
+    "aligned_buffer",
+    "identity",
+    "open_medium",
+]
 
 
 class SlotDevice:
@@ -215,6 +50,7 @@ class SlotDevice:
         forbidden: tuple[int, int] | None = None,
         label: str | None = None,
         writable: bool = True,
+        media: Media = SYSTEM_MEDIA,
     ) -> SlotDevice:
         """Open `path`, refusing before anything is written whatever must not be written.
 
@@ -226,13 +62,13 @@ class SlotDevice:
         Raises:
             SlotError: slot.booted, .label, .size, .busy, .read-only or .io.
         """
-        if forbidden is not None and identity(path) == forbidden:
+        if forbidden is not None and media.identity(path) == forbidden:
             raise SlotError(f"{path}: this is the booted slot; it is never written", code="slot.booted")
-        if label is not None and (found := partition_label(path)) != label:
+        if label is not None and (found := media.label(path)) != label:
             raise SlotError(
                 f"{path}: expected partition label {label!r}, found {found!r}; not written", code="slot.label"
             )
-        device = cls(open_medium(path, writable=writable))
+        device = cls(media.open(path, writable=writable))
         if device.size_bytes < image_bytes:
             size = device.size_bytes
             device.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tidewaiter_core.clock import Clock, format_utc, parse_utc
+from tidewaiter_core.disk import SYSTEM_DISK, Disk
 from tidewaiter_core.durable import load_document, quarantine, save_document
 from tidewaiter_core.errors import StateError
 
@@ -46,6 +47,7 @@ class FloorStore:
         image_file: Path | None = None,
         image_utc: datetime = _LONG_AGO,
         boot_epoch: Callable[[], int] = lambda: 0,
+        disk: Disk = SYSTEM_DISK,
     ) -> None:
         """
         Args:
@@ -57,18 +59,19 @@ class FloorStore:
             StateError: The image's own file is damaged, or `floor.json` can neither be read nor moved aside.
         """
         self._path = path
+        self._disk = disk
         self._boot_epoch = boot_epoch
         self._lock = threading.Lock()
         self.lost: str | None = None
         """Why the recorded floors could not be used; to be audited as trust.floor-lost."""
-        image = _read(image_file) if image_file is not None else None
+        image = _read(image_file, disk=disk) if image_file is not None else None
         self._image = replace(
             image or _Floors(), time_utc=max(image_utc, image.time_utc if image else _LONG_AGO)
         )
         try:
-            self._own = _read(path) or _Floors()
+            self._own = _read(path, disk=disk) or _Floors()
         except StateError as err:
-            aside = quarantine(path)
+            aside = quarantine(path, disk=disk)
             self.lost = f"{err}; kept as {aside.name}, floors of image and boot environment are used"
             self._own = _Floors()
 
@@ -136,13 +139,14 @@ class FloorStore:
                 },
             },
             schema=SCHEMA,
+            disk=self._disk,
         )
         self._own = floors
 
 
-def _read(path: Path) -> _Floors | None:
+def _read(path: Path, *, disk: Disk) -> _Floors | None:
     """The floors in a file; None if there is no file, StateError if it holds none."""
-    document = load_document(path, schema=SCHEMA)
+    document = load_document(path, schema=SCHEMA, disk=disk)
     if document is None:
         return None
     try:

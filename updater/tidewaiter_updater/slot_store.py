@@ -17,7 +17,7 @@ from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater import pipeline, slots
-from tidewaiter_updater.device import SlotDevice, aligned_buffer, identity
+from tidewaiter_updater.device import SYSTEM_MEDIA, Media, SlotDevice, aligned_buffer
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.model import SlotRecord
 from tidewaiter_updater.ports import Control, Report
@@ -38,12 +38,14 @@ class DeviceSlots:
         source_for: Callable[[str, Control], Source],
         clock: Clock,
         beat: Callable[[str], None],
+        media: Media = SYSTEM_MEDIA,
     ) -> None:
         """
         Args:
             records: What each slot was last proven to hold.
             source_for: The repository behind a source name, whose waits end when the control says so.
             beat: Called with the stage that is alive.
+            media: Where the paths lead to.
         """
         self._paths = paths
         self._store = store
@@ -51,6 +53,7 @@ class DeviceSlots:
         self._source_for = source_for
         self._clock = clock
         self._beat = beat
+        self._media = media
 
     def check(self, slot: SlotName, release: Release) -> None:
         self._open(slot, release, writable=True).close()
@@ -84,7 +87,7 @@ class DeviceSlots:
             copy_from = None
             if table is not None:
                 stack.callback(table.close)
-                reader = stack.enter_context(SlotDevice.open(self._paths[slot.other], writable=False))
+                reader = stack.enter_context(self._reader(slot.other))
                 copy_from = slots.ActiveSlot(device=reader, table=table)
             if promised is not None:
                 stack.callback(promised.close)
@@ -117,7 +120,7 @@ class DeviceSlots:
     def holds(self, slot: SlotName, release: Release, *, control: Control) -> bool:
         component, watch = release.slot, self._watch(control)
         root = hashlib.sha256()
-        with SlotDevice.open(self._paths[slot], writable=False) as device:
+        with self._reader(slot) as device:
             if device.size_bytes < component.image_bytes:
                 return False
             buffer = aligned_buffer(component.chunk_bytes)
@@ -129,12 +132,16 @@ class DeviceSlots:
                     root.update(hashlib.sha256(part).digest())
         return root.hexdigest() == component.image_root
 
+    def _reader(self, slot: SlotName) -> SlotDevice:
+        return SlotDevice.open(self._paths[slot], writable=False, media=self._media)
+
     def _open(self, slot: SlotName, release: Release, *, writable: bool) -> SlotDevice:
         return SlotDevice.open(
             self._paths[slot],
             image_bytes=release.slot.image_bytes,
-            forbidden=identity(self._paths[slot.other]),
+            forbidden=self._media.identity(self._paths[slot.other]),
             writable=writable,
+            media=self._media,
         )
 
     def _watch(self, control: Control) -> pipeline.Control:

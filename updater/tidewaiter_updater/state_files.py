@@ -7,12 +7,18 @@ left alone as long as nothing has to be written; then it is moved aside, never o
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tidewaiter_core.durable import load_document, quarantine, save_document, write_atomic
+from tidewaiter_core.disk import SYSTEM_DISK, Disk
+from tidewaiter_core.durable import (
+    DOCUMENT_LIMIT_BYTES,
+    load_document,
+    quarantine,
+    save_document,
+    write_atomic,
+)
 from tidewaiter_core.errors import StateError
 
 logger = logging.getLogger(__name__)
@@ -25,15 +31,16 @@ RELEASES_KEPT: Final = 8
 class StateFiles:
     """Documents `<name>.json` and blobs below one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, disk: Disk = SYSTEM_DISK) -> None:
         self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._disk = disk
+        disk.make_directory(folder)
         self._foreign: set[str] = set()
 
     def load(self, name: str) -> dict[str, Any] | None:
         path = self._path(name)
         try:
-            document = load_document(path, schema=SCHEMA)
+            document = load_document(path, schema=SCHEMA, disk=self._disk)
         except StateError as err:
             if name not in self._foreign:
                 logger.error("%s; treated as absent", err)  # noqa: TRY400 - the message says all
@@ -44,22 +51,23 @@ class StateFiles:
 
     def save(self, name: str, document: Mapping[str, Any]) -> None:
         path = self._path(name)
-        if name in self._foreign and path.exists():
-            aside = quarantine(path)
+        if name in self._foreign and self._disk.exists(path):
+            aside = quarantine(path, disk=self._disk)
             logger.warning("%s: kept as %s before a new document is written", path, aside.name)
         self._foreign.discard(name)
-        save_document(path, document, schema=SCHEMA)
+        save_document(path, document, schema=SCHEMA, disk=self._disk)
 
     def unusable(self) -> str | None:
         """Which documents cannot be read by this program, None when all can."""
-        for name in sorted(path.stem for path in self._folder.glob("*.json")):
-            if not name.startswith("."):
+        for entry in self._disk.entries(self._folder):
+            name = entry.name.removesuffix(".json")
+            if name != entry.name and not name.startswith("."):
                 self.load(name)
         return f"cannot be read: {', '.join(sorted(self._foreign))}" if self._foreign else None
 
     def read_blob(self, name: str) -> bytes | None:
         try:
-            return (self._folder / name).read_bytes()
+            return self._disk.read(self._folder / name, DOCUMENT_LIMIT_BYTES)
         except FileNotFoundError:
             return None
         except OSError as err:
@@ -68,23 +76,26 @@ class StateFiles:
 
     def write_blob(self, name: str, data: bytes) -> None:
         path = self._folder / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_atomic(path, data)
+        self._disk.make_directory(path.parent)
+        write_atomic(path, data, disk=self._disk)
         self._forget_old(path.parent)
 
     def free_bytes(self) -> int:
-        used = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
-        return max(0, min(BUDGET_BYTES - used, self._free_on_disk()))
+        free = self._disk.free_bytes(self._folder)
+        return max(0, min(BUDGET_BYTES - self._used(self._folder), free))
 
-    def _free_on_disk(self) -> int:
-        stat = os.statvfs(self._folder)
-        return stat.f_bavail * stat.f_frsize
+    def _used(self, folder: Path) -> int:
+        return sum(
+            self._used(folder / entry.name) if entry.is_directory else entry.size_bytes
+            for entry in self._disk.entries(folder)
+        )
 
     def _forget_old(self, folder: Path) -> None:
         """Keep the newest release documents; older ones belong to no slot any more."""
-        blobs = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        for path in blobs[:-RELEASES_KEPT]:
-            path.unlink(missing_ok=True)
+        blobs = [entry for entry in self._disk.entries(folder) if entry.name.endswith(".json")]
+        blobs.sort(key=lambda entry: entry.changed_ns)
+        for entry in blobs[:-RELEASES_KEPT]:
+            self._disk.remove(folder / entry.name)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
