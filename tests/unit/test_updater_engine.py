@@ -208,6 +208,15 @@ def test_consent_for_another_digest_is_no_consent() -> None:
     assert phase(engine) == "WAIT_CONSENT"
 
 
+def test_an_install_with_a_foreign_consent_begins_nothing() -> None:
+    device, made, engine = device_with(**LOCAL)
+    engine.check("relay", made.path)
+    with pytest.raises(EngineRefusedError):
+        engine.install(made.release.digest, consent=consent_for(device, "0" * 64))
+    assert phase(engine) != "WAIT_CONSENT"
+    assert engine.transaction.open_digest() is None
+
+
 def test_an_expired_consent_is_none() -> None:
     device, made, engine = device_with(**LOCAL)
     begin(device, made, engine, consent_for(device, made.release.digest, valid_s=-1))
@@ -626,6 +635,22 @@ def test_a_dead_hal_in_trial_never_reboots_by_itself() -> None:
     device.power_off()
     device.power_on()
     assert device.booted is SlotName.A, "the next reset rolls back"
+
+
+def test_a_reboot_out_of_a_failed_trial_that_nobody_carries_out_is_withdrawn_and_asked_for_again() -> None:
+    device, made, engine = device_with()
+    device.health.sick = lambda identity: identity.version == "2.0"
+    engine = trial(device, made, engine)
+    engine.health(given_up=lambda: False)
+    device.work()
+    assert device.reboot.requested
+    device.injector.reasons = ("state-not-idle",)
+    device.clock.advance(61)
+    engine.step()
+    assert not device.reboot.requested, "a late restart could meet an injection"
+    device.injector.reasons = ()
+    engine.step()
+    assert device.reboot.requested
 
 
 def test_an_operator_ends_a_trial() -> None:

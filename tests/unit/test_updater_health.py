@@ -8,17 +8,14 @@ import pytest
 from tidewaiter_core.clock import format_utc
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.errors import SourceError
-from tidewaiter_updater.health import (
-    CheckList,
+from tidewaiter_updater.health import CheckList, MediumCheck, RootCheck, Trial
+from tidewaiter_updater.health_system import (
     ClockCheck,
     DataCheck,
     DiskCheck,
     HalCheck,
     InjectorCheck,
-    MediumCheck,
-    RootCheck,
     ServerCheck,
-    Trial,
     UnitsCheck,
     WatchdogCheck,
 )

@@ -10,7 +10,6 @@ Source: update-engine.md section 10, hal-and-hil.md section 6.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.errors import TidewaiterError
@@ -166,18 +165,14 @@ class Activation:
 
     def watch_armed(self) -> float:
         """ARMED: the machine goes down within 60 s, or the trial is called off."""
-        if self._reboot_asked_s is None:
+        if self._reboot_asked_s is None and not self._t.ports.reboot.is_requested():
             # This process did not arm: it was restarted in between, its lease is gone unless it was sealed.
-            if not self._t.ports.reboot.is_requested():
-                return self.disarm(
-                    "update.interlock", "interrupted between arming and reboot; the trial was called off"
-                )
-            self._reboot_asked_s = self._clock.boottime_s()
-        if self._clock.boottime_s() - self._reboot_asked_s < REBOOT_LIMIT_S:
+            text = "interrupted between arming and reboot; the trial was called off"
+            return self.disarm("update.interlock", text)
+        if not self._is_reboot_overdue():
             return RECHECK_S
-        return self.disarm(
-            "update.not-rebooted", f"no reboot within {REBOOT_LIMIT_S:.0f} s; the trial was called off"
-        )
+        text = f"no reboot within {REBOOT_LIMIT_S:.0f} s; the trial was called off"
+        return self.disarm("update.not-rebooted", text)
 
     def disarm(self, code: str, text: str) -> float:
         """CLEAR after ARM: the flag first, so that a late reboot finds the old release in force."""
@@ -206,14 +201,17 @@ class Activation:
     def leave_trial(self) -> float:
         """HEALTH failed: restart into the earlier release, but never while the injector may be in use."""
         ports = self._t.ports
-        if ports.reboot.is_requested():
+        if ports.reboot.is_requested() and not self._is_reboot_overdue():
             return RECHECK_S
+        # A flag that nobody acted on must not restart the machine later, when the injector may be in use again.
+        ports.reboot.withdraw()
         ports.interlock.release()
         try:
             self._lock_injector("reboot", has_local_consent=self._has_local_consent())
             if self._effects.lease_id is not None:
                 self._effects.do(Effect.SEAL)
             self._effects.do(Effect.REBOOT)
+            self._reboot_asked_s = self._clock.boottime_s()
         except InterlockError as err:
             ports.interlock.release()
             self._t.wait_for(UNCONFIRMED, *(f"update.interlock:{reason}" for reason in err.reasons))
@@ -222,12 +220,16 @@ class Activation:
             self._t.wait_for(UNCONFIRMED, err.code)
         return RECHECK_S
 
+    def _is_reboot_overdue(self) -> bool:
+        if self._reboot_asked_s is None:
+            self._reboot_asked_s = self._clock.boottime_s()  # asked for before this process was restarted
+        return self._clock.boottime_s() - self._reboot_asked_s >= REBOOT_LIMIT_S
+
     def request(self, *, window_open: bool) -> None:
         """Activate was called; conditions are re-checked until they hold."""
         with self._t.lock:
             self._t.window_open = window_open
-            self._t.activation_requested = True
             if self._t.entry is not None and self._t.phase is Phase.STAGED:
-                self._t.entry = replace(self._t.entry, phase=Phase.WAIT_WINDOW)
+                self._t.amend(phase=Phase.WAIT_WINDOW)
                 self._t.phase = Phase.WAIT_WINDOW
         self._t.touch()

@@ -7,7 +7,6 @@ a power cut makes it repeat.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from tidewaiter_core.audit import Outcome
 
@@ -191,7 +190,5 @@ class Effects:
         self._t.audit(kind, outcome=outcome, code=self._t.last.code if self._t.last else kind)
 
     def _close(self) -> None:
-        with self._t.lock:
-            if self._t.entry is not None:
-                self._t.entry = replace(self._t.entry, closed=True)
+        self._t.amend(closed=True)
         self._t.save()

@@ -4,8 +4,7 @@
 Commands (Check, Install, Activate, Cancel ...) come from connection threads, change flags under the transaction's lock and wake
 the worker; they never do its work. What a phase does to the device stands in `phases.EFFECTS`.
 
-The start trusts nothing it remembers: boot environment and booted slot decide (`phases.classify`), the journal only names the
-release that the other slot may hold.
+Where a start finds itself is `startup`'s question.
 """
 
 from __future__ import annotations
@@ -14,26 +13,25 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from tidewaiter_core.audit import Actor
 from tidewaiter_core.errors import StateError
-from tidewaiter_core.model import Sha256, SlotName
-from tidewaiter_core.payload.release import Release
+from tidewaiter_core.model import Sha256
 from tidewaiter_core.workers import Stop
 
 from tidewaiter_updater.activation import Activation
-from tidewaiter_updater.boot import BootEnvError, SlotMismatchError
+from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineBusyError, EngineRefusedError, OfferRefusedError
 from tidewaiter_updater.journal import JournalEntry
-from tidewaiter_updater.model import BootEnv, Consent, RunningRelease, Verdict, txn_of
+from tidewaiter_updater.model import Consent, RunningRelease, Verdict, txn_of
 from tidewaiter_updater.offers import Offer, Offers
-from tidewaiter_updater.phases import CANCELABLE, IN_TRIAL, RESTING, WRITING, Effect, Hint, Phase, classify
+from tidewaiter_updater.phases import CANCELABLE, IN_TRIAL, RESTING, WRITING, Phase
 from tidewaiter_updater.ports import Ports
 from tidewaiter_updater.repair import Repair
+from tidewaiter_updater.startup import Startup
 from tidewaiter_updater.transaction import SYSTEM, Site, Transaction
-from tidewaiter_updater.transfer import MAX_ATTEMPTS, Transfer, TransferControl
+from tidewaiter_updater.transfer import Transfer, TransferControl
 from tidewaiter_updater.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -57,14 +55,13 @@ class Engine:
         self.transaction = Transaction(ports, site=site, identity=identity, boot_id=boot_id)
         control = TransferControl(self.transaction)
         effects = Effects(self.transaction, control=control)
-        self._effects = effects
         self.offers = Offers(self.transaction)
         self._transfer = Transfer(self.transaction, effects, rng=rng)
         self._activation = Activation(self.transaction, effects)
         self._trial = Trial(self.transaction, effects)
         self._repair = Repair(self.transaction, control=control)
+        self._startup = Startup(self.transaction, effects, trial=self._trial, transfer=self._transfer)
         self._network_proven_utc = ""
-        self._work = threading.RLock()
         self._wake = threading.Event()
         self._steps: Mapping[Phase, Callable[[], float]] = {
             Phase.WAIT_CONSENT: self._transfer.await_consent,
@@ -81,7 +78,7 @@ class Engine:
             Phase.FAILED: self._transfer.finish_failed,
             Phase.HEALTH: self._trial.finish_failed,
         }
-        self._classify()
+        self._startup.classify()
 
     # --- the worker -----------------------------------------------------------------------------------------------
 
@@ -100,13 +97,13 @@ class Engine:
 
     def step(self) -> float:
         """Do the next piece of work; returns the seconds after which it is worth calling again."""
-        with self._work:
+        with self.transaction.work:
             transaction = self.transaction
             try:
                 if transaction.degraded is not None:
-                    return self._repair.attempt(self._classify)
+                    return self._repair.attempt(self._startup.classify)
                 if transaction.stale_trial:
-                    return self._clear_stale_trial()
+                    return self._startup.clear_stale_trial()
                 if transaction.pending:
                     return self._end()
                 if transaction.is_cancel_requested() and transaction.phase in CANCELABLE:
@@ -130,7 +127,7 @@ class Engine:
     def _end(self) -> float:
         wait_s = self._endings[self.transaction.phase]()
         if self.transaction.entry is None and not self.transaction.pending:
-            self._classify()  # it was about no release we know; whatever else there is comes next
+            self._startup.classify()  # it was about no release we know; whatever else there is comes next
         return wait_s
 
     def _cancel_now(self) -> float:
@@ -145,81 +142,6 @@ class Engine:
 
     def _after_verdict(self) -> float:
         return self._activation.leave_trial() if self._trial.has_failed else IDLE_WAIT_S
-
-    # --- the start ------------------------------------------------------------------------------------------------
-
-    def _classify(self) -> None:
-        """Find out what phase this is. Only reads."""
-        transaction = self.transaction
-        env, booted = transaction.env(), self._booted()
-        entry, release = self._remembered(env)
-        is_committed = env is not None and booted is env.committed
-        start = classify(
-            env,
-            booted,
-            transaction.boot_id,
-            hint=self._hint(entry),
-            finished=not is_committed or self._is_finished(),
-        )
-        if start.phase is Phase.COMMITTED and start.pending and not _is_about(entry, env):
-            entry = release = None  # floors below the running release, not the end of a transaction
-        with transaction.lock:
-            transaction.booted = booted
-            transaction.entry, transaction.release = entry, release
-            transaction.last = entry.last if entry is not None else transaction.last
-            transaction.degraded = start.degraded
-            transaction.phase, transaction.pending = start.phase, start.pending
-            transaction.stale_trial = start.stale_trial
-            transaction.in_trial = start.phase is Phase.TRIAL
-        if start.phase is Phase.TRIAL:
-            self._trial.resume()
-        self._effects.resume = True
-        if transaction.degraded is not None:
-            logger.error("degraded: %s", transaction.degraded)
-        transaction.touch()
-
-    def _remembered(self, env: BootEnv | None) -> tuple[JournalEntry | None, Release | None]:
-        """The journal's transaction and its release, as far as they agree with the environment."""
-        entry = self.transaction.journal.entry()
-        if entry is None or (env is not None and env.trial is not None and env.txn != txn_of(entry.digest)):
-            return None, None
-        release = self.transaction.load_release(entry.digest)
-        if release is None and not entry.closed and (env is None or env.trial is None):
-            return None, None  # a transaction whose signed document is gone cannot be continued
-        return entry, release
-
-    def _hint(self, entry: JournalEntry | None) -> Hint | None:
-        if entry is None:
-            return None
-        return entry.hint(quarantined=txn_of(entry.digest) in self.transaction.journal.quarantined())
-
-    def _booted(self) -> SlotName | None:
-        try:
-            return self.transaction.ports.boot.booted()
-        except SlotMismatchError as err:
-            logger.error("%s", err)  # noqa: TRY400 - the message says all
-            return None
-
-    def _is_finished(self) -> bool:
-        floors, identity = self.transaction.ports.floors.effective(), self.transaction.identity
-        return floors.sequence >= identity.sequence and floors.security_epoch >= identity.security_epoch
-
-    def _clear_stale_trial(self) -> float:
-        """A trial that never ran: CLEAR, stage again, one attempt less; the release itself is not to blame."""
-        transaction = self.transaction
-        self._effects.do(Effect.CLEAR)
-        transaction.stale_trial = False
-        entry = transaction.entry
-        if entry is None or transaction.release is None or entry.target is transaction.booted:
-            transaction.entry = transaction.release = None
-            transaction.enter(Phase.IDLE)
-            return 0.0
-        transaction.entry = replace(entry, attempts=entry.attempts + 1, phase=transaction.phase)
-        self._effects.do(Effect.JOURNAL)
-        if transaction.entry.attempts >= MAX_ATTEMPTS:
-            text = f"the trial did not start {transaction.entry.attempts} times; given up"
-            return self._transfer.end(EngineRefusedError(text, code="update.attempts"))
-        return 0.0
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -242,6 +164,8 @@ class Engine:
         source = transaction.journal.offered_by(digest)
         with transaction.lock:
             self._must_be_sound()
+            if consent is not None:
+                _must_be_for(consent, digest)
             if transaction.phase in IN_TRIAL or transaction.phase is Phase.ARMED or transaction.pending:
                 raise EngineBusyError("the device is about to switch releases", phase=transaction.phase.value)
             open_digest = transaction.open_digest()
@@ -253,8 +177,7 @@ class Engine:
                 self._open(digest, source=source, is_local=is_local)
             if consent is not None:
                 self._note_consent(consent, actor)
-            if transaction.entry is not None and transaction.entry.source != source:
-                transaction.entry = replace(transaction.entry, source=source)
+            transaction.amend(source=source)
             transaction.actor = actor
             transaction.retry_at_s = None
             transaction.save()
@@ -269,7 +192,6 @@ class Engine:
         if booted is None:
             raise EngineRefusedError("the booted slot is unknown", code="boot.slot-mismatch")
         transaction.release = release
-        transaction.activation_requested = False
         transaction.cancel_code = None
         transaction.entry = JournalEntry(
             phase=Phase.WAIT_CONSENT,
@@ -324,7 +246,7 @@ class Engine:
         self._must_be_in_hand(digest)
         self.transaction.actor = actor
         if self.transaction.phase in IN_TRIAL:
-            with self._work:
+            with self.transaction.work:
                 self._trial.reject(reason)
             self.wake()
             return
@@ -336,9 +258,9 @@ class Engine:
 
     def repair_env(self) -> None:
         """Rebuild an invalid boot environment on an operator's word, where hashing could not prove the slot."""
-        with self._work:
+        with self.transaction.work:
             self._repair.by_operator()
-            self._classify()
+            self._startup.classify()
 
     def health(self, *, given_up: Callable[[], bool]) -> Verdict | None:
         """The verdict on this trial boot, None when this boot is no trial."""
@@ -350,7 +272,7 @@ class Engine:
 
     def commit(self) -> bool:
         """Commit a healthy trial; False when this boot is no trial."""
-        with self._work:
+        with self.transaction.work:
             if self.transaction.phase not in IN_TRIAL:
                 return False
             self._trial.commit()
@@ -364,13 +286,7 @@ class Engine:
         return transaction.phase in RESTING and not transaction.pending and transaction.degraded is None
 
     def _note_consent(self, consent: Consent, actor: Actor) -> None:
-        entry = self.transaction.entry
-        if entry is None or consent.digest != entry.digest:
-            raise EngineRefusedError(
-                f"consent is for release {consent.digest[:16]}, not for the one in hand; not recorded",
-                code="update.consent",
-            )
-        if consent == entry.consent:
+        if self.transaction.entry is None or consent == self.transaction.entry.consent:
             return
         self.transaction.ports.audit.append(
             "consent.given",
@@ -384,7 +300,7 @@ class Engine:
                 "detail": consent.who,
             },
         )
-        self.transaction.entry = replace(entry, consent=consent)
+        self.transaction.amend(consent=consent)
 
     def _must_be_sound(self) -> None:
         code = self.transaction.degraded
@@ -402,9 +318,12 @@ class Engine:
             )
 
 
-def _is_about(entry: JournalEntry | None, env: BootEnv | None) -> bool:
-    """Whether the open transaction is the one that the environment committed."""
-    return entry is not None and env is not None and not entry.closed and env.txn == txn_of(entry.digest)
+def _must_be_for(consent: Consent, digest: Sha256) -> None:
+    if consent.digest != digest:
+        raise EngineRefusedError(
+            f"consent is for release {consent.digest[:16]}, not for {digest[:16]}; not recorded",
+            code="update.consent",
+        )
 
 
 def _rest() -> float:

@@ -61,7 +61,7 @@ class BudgetError(TidewaiterError):
 class InstallCancelledError(TidewaiterError):
     """The engine asked to stop; the slot stays unbootable and what was written is reused by the next attempt."""
 
-    code = "update.cancelled"
+    code = "update.canceled"
 
 
 class OfferRefusedError(TidewaiterError):

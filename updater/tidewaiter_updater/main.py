@@ -36,15 +36,13 @@ from tidewaiter_updater.consent import SitePolicy
 from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.hal_client import HalInterlock, HalView
-from tidewaiter_updater.health import (
-    CheckList,
+from tidewaiter_updater.health import CheckList, MediumCheck, RootCheck
+from tidewaiter_updater.health_system import (
     ClockCheck,
     DataCheck,
     DiskCheck,
     HalCheck,
     InjectorCheck,
-    MediumCheck,
-    RootCheck,
     ServerCheck,
     UnitsCheck,
     WatchdogCheck,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 from tidewaiter_core.audit import AuditUnavailableError, Outcome
 
@@ -63,9 +62,6 @@ class Repair:
         self._t.ports.boot.write(decision.repair(booted, epoch=epoch))
         logger.warning("boot environment: rebuilt for slot %s (%s)", booted, why)
         self._t.conclude("update.repaired", f"boot environment rebuilt for slot {booted}: {why}")
-        entry = self._t.entry
-        if entry is not None:
-            self._t.entry = replace(entry, last=self._t.last)
         try:
             self._t.ports.audit.append(
                 "update.failed",

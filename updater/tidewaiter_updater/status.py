@@ -8,7 +8,8 @@ from typing import Any
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.advice import what_to_do
-from tidewaiter_updater.model import Last
+from tidewaiter_updater.boot import BootEnvError
+from tidewaiter_updater.model import BootEnv, Last
 from tidewaiter_updater.offers import Offer
 from tidewaiter_updater.phases import Phase
 from tidewaiter_updater.transaction import Transaction
@@ -51,7 +52,7 @@ def render_last(last: Last) -> dict[str, Any]:
 
 def render_status(transaction: Transaction) -> dict[str, Any]:
     """The type Status of the interface, of this moment."""
-    env = transaction.env()
+    env = _env(transaction)
     running = transaction.running_record()
     floors = transaction.ports.floors.effective()
     with transaction.lock:
@@ -83,6 +84,14 @@ def render_status(transaction: Transaction) -> dict[str, Any]:
             "last": render_last(last) if last is not None else None,
             "since_utc": transaction.since_utc,
         }
+
+
+def _env(transaction: Transaction) -> BootEnv | None:
+    """A status is shown also, above all, when the environment cannot be read."""
+    try:
+        return transaction.env()
+    except BootEnvError:
+        return None
 
 
 def _pace(transaction: Transaction) -> tuple[int, int | None]:

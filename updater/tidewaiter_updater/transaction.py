@@ -6,13 +6,16 @@ holds it only for a moment at a time, so a status never waits for a transfer.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tidewaiter_core.audit import Actor, Outcome
 from tidewaiter_core.clock import format_utc
 from tidewaiter_core.model import Sha256, SlotName
+from tidewaiter_core.payload.errors import PayloadError
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.consent import SitePolicy
@@ -21,8 +24,9 @@ from tidewaiter_updater.model import BootEnv, ByteCounts, Last, RunningRelease, 
 from tidewaiter_updater.phases import Phase
 from tidewaiter_updater.ports import Ports
 
+logger = logging.getLogger(__name__)
+
 SYSTEM = Actor(kind="system", id="tidewaiter-updater")
-CODES_SHOWN = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class Transaction:
         self.journal = Journal(ports.documents)
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
+        self.work = threading.RLock()
+        """The right to change the device: the worker's step, a verdict, a commit. Taken before `lock`, never after it."""
         self.revision = 0
 
         self.phase = Phase.IDLE
@@ -69,7 +75,6 @@ class Transaction:
         """The injector injects; the transfer waits."""
         self.cancel_code: str | None = None
         self.cancel_text = ""
-        self.activation_requested = False
         self.window_open = False
         self.retry_at_s: float | None = None
         self.since_utc = self.now_utc()
@@ -93,9 +98,14 @@ class Transaction:
             self.pending = False
             self.since_utc = self.now_utc()
             self.waiting_for = tuple(waiting_for)
-            if self.entry is not None:
-                self.entry = replace(self.entry, phase=phase, since_utc=self.since_utc)
+            self.amend(phase=phase, since_utc=self.since_utc)
         self.touch()
+
+    def amend(self, **changes: Any) -> None:
+        """Change members of the journal entry, if there is one; a command and the worker may do so at once."""
+        with self.lock:
+            if self.entry is not None:
+                self.entry = replace(self.entry, **changes)
 
     def wait_for(self, *reasons: str) -> None:
         """Show what is awaited; no news is no change."""
@@ -118,16 +128,14 @@ class Transaction:
             self.last = Last(
                 code=code, text=text[:2000], step=self.phase.value, at_utc=self.now_utc(), digest=digest
             )
-            if self.entry is not None:
-                self.entry = replace(self.entry, last=self.last)
+            self.amend(last=self.last)
         self.touch()
 
     def save(self) -> None:
         """Write the journal; a transaction without an entry has nothing to remember."""
-        with self.lock:
-            entry = self.entry
-        if entry is not None:
-            self.journal.save_entry(entry)
+        with self.lock:  # also while writing: two writers must not overtake each other
+            if self.entry is not None:
+                self.journal.save_entry(self.entry)
 
     def audit(self, kind: str, *, outcome: Outcome = Outcome.OK, code: str | None = None) -> None:
         """One class A record about the release in hand; durable when this returns."""
@@ -160,7 +168,11 @@ class Transaction:
     def load_release(self, digest: Sha256) -> Release | None:
         """The stored signed document of `digest`; it was verified when it was stored, and hashes to its name."""
         data = self.journal.release_bytes(digest)
-        return Release.parse(data) if data is not None else None
+        try:
+            return Release.parse(data) if data is not None else None
+        except PayloadError as err:
+            logger.error("stored release %s is not understood by this program: %s", digest[:16], err)  # noqa: TRY400
+            return None
 
     def is_cancel_requested(self) -> bool:
         return self.cancel_code is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import replace
 
 from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.backoff import Backoff
@@ -152,7 +151,7 @@ class Transfer:
         entry, release = self._t.entry, self._t.release
         if entry is None or release is None:
             raise RuntimeError("STAGED without a release")
-        self._t.entry = replace(entry, staged_root=release.slot.image_root)
+        self._t.amend(staged_root=release.slot.image_root)
         self._t.conclude(
             "update.staged", f"{self._t.release_name()} is in slot {entry.target}, read back and right"
         )
@@ -218,9 +217,10 @@ class Transfer:
         """Whether another attempt is left."""
         if self._t.entry is None:
             return False
-        self._t.entry = replace(self._t.entry, attempts=self._t.entry.attempts + 1)
+        attempts = self._t.entry.attempts + 1
+        self._t.amend(attempts=attempts)
         self._t.save()
-        return self._t.entry.attempts < MAX_ATTEMPTS
+        return attempts < MAX_ATTEMPTS
 
     def end(self, err: TidewaiterError) -> float:
         """FAILED: the release is given up until a new command; the running one is untouched."""
@@ -250,7 +250,6 @@ class Transfer:
         self._t.conclude(
             code, text or f"{self._t.release_name()}: canceled; the running release is untouched"
         )
-        self._t.activation_requested = False
         try:
             self._effects.do(Effect.CLEAR)
             self._effects.do(Effect.AUDIT_FAILED)

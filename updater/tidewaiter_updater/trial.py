@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.clock import Deadline
@@ -104,34 +103,31 @@ class Trial:
 
     def _conclude(self, checks: tuple[HealthCheck, ...], *, healthy: bool) -> Verdict:
         verdict = Verdict(boot_id=self._t.boot_id, healthy=healthy, checks=checks)
-        if not healthy:
+        with self._t.work:
+            if self._verdict is not None:  # an operator was faster
+                return self._verdict
+            if healthy:
+                self._verdict = verdict
+                self._t.amend(verdict=verdict)
+                self._effects.do(Effect.JOURNAL)
+                self._t.wait_for()
+                return verdict
             first = verdict.failed[0] if verdict.failed else None
             code = f"health.{first.name}" if first else "health.deadline"
             detail = "; ".join(f"{check.name}: {check.detail}" for check in verdict.failed)
-            self.fail(
-                verdict,
-                code,
-                f"{self._t.release_name()} is not healthy: {detail}; the earlier release comes back",
-            )
+            who = self._t.release_name()
+            self.fail(verdict, code, f"{who} is not healthy: {detail}; the earlier release comes back")
             return verdict
-        self._verdict = verdict
-        with self._t.lock:
-            if self._t.entry is not None:
-                self._t.entry = replace(self._t.entry, verdict=verdict)
-        self._effects.do(Effect.JOURNAL)
-        self._t.wait_for()
-        return verdict
 
     def fail(self, verdict: Verdict, code: str, text: str) -> None:
         """FAIL: tries are for crashes and hangs, not for a verdict; the next reset goes back."""
-        self._verdict = verdict
-        self._t.enter(Phase.HEALTH)
-        with self._t.lock:
-            if self._t.entry is not None:
-                self._t.entry = replace(self._t.entry, verdict=verdict)
-        self._t.conclude(code, text)
-        logger.error("%s: %s", code, text)
-        self._perform(Phase.HEALTH)
+        with self._t.work:
+            self._verdict = verdict
+            self._t.enter(Phase.HEALTH)
+            self._t.amend(verdict=verdict)
+            self._t.conclude(code, text)
+            logger.error("%s: %s", code, text)
+            self._perform(Phase.HEALTH)
 
     def finish_failed(self) -> float:
         """The effects of a failed verdict, from where a cut left them."""
@@ -192,11 +188,9 @@ class Trial:
         return self._finish(Phase.ROLLED_BACK)
 
     def _finish(self, phase: Phase) -> float:
-        if self._t.entry is not None:
-            self._t.entry = replace(self._t.entry, phase=phase)
+        self._t.amend(phase=phase)
         self._perform(phase)
         self._t.pending = False
-        self._t.activation_requested = False
         self._t.touch()
         return 0.0
 
