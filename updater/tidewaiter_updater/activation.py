@@ -19,7 +19,7 @@ from tidewaiter_updater.consent import covers, required_channel
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import InstallCancelledError, InterlockError
 from tidewaiter_updater.model import Channel, Scope
-from tidewaiter_updater.phases import EFFECTS, Effect, Phase
+from tidewaiter_updater.phases import Effect, Phase
 from tidewaiter_updater.transaction import Transaction
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Activation:
         armed = False
         self._t.enter(Phase.ARMED)
         try:
-            for effect in EFFECTS[Phase.ARMED]:
+            for effect in self._t.table.effects[Phase.ARMED]:
                 if effect is Effect.REBOOT:
                     self._last_look()
                 self._effects.do(effect)

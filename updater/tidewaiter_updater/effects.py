@@ -15,7 +15,7 @@ from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.errors import InterlockError
 from tidewaiter_updater.journal import JournalEntry
 from tidewaiter_updater.model import NO_TXN, BootEnv, FloorValues, SlotRecord, txn_of
-from tidewaiter_updater.phases import EFFECTS, Effect, Phase
+from tidewaiter_updater.phases import Effect, Phase
 from tidewaiter_updater.ports import Control
 from tidewaiter_updater.transaction import Transaction
 
@@ -60,7 +60,7 @@ class Effects:
 
     def perform(self, phase: Phase) -> None:
         """All effects of entering `phase`, in order."""
-        for effect in EFFECTS[phase]:
+        for effect in self._t.table.effects[phase]:
             self.do(effect)
 
     def do(self, effect: Effect) -> None:

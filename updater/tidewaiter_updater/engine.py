@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from tidewaiter_core.audit import Actor
 from tidewaiter_core.errors import StateError
 from tidewaiter_core.model import Sha256
+from tidewaiter_core.payload.limits import STANDARD, Limits
 from tidewaiter_core.workers import Stop
 
 from tidewaiter_updater.activation import Activation
@@ -26,7 +27,7 @@ from tidewaiter_updater.errors import EngineBusyError, EngineRefusedError, Offer
 from tidewaiter_updater.journal import JournalEntry
 from tidewaiter_updater.model import Consent, RunningRelease, Verdict, txn_of
 from tidewaiter_updater.offers import Offer, Offers
-from tidewaiter_updater.phases import CANCELABLE, IN_TRIAL, RESTING, WRITING, Phase
+from tidewaiter_updater.phases import CANCELABLE, IN_TRIAL, RESTING, TABLE, WRITING, Phase, PhaseTable
 from tidewaiter_updater.ports import Ports
 from tidewaiter_updater.repair import Repair
 from tidewaiter_updater.startup import Startup
@@ -51,8 +52,12 @@ class Engine:
         identity: RunningRelease,
         boot_id: str,
         rng: random.Random | None = None,
+        table: PhaseTable = TABLE,
+        limits: Limits = STANDARD,
     ) -> None:
-        self.transaction = Transaction(ports, site=site, identity=identity, boot_id=boot_id)
+        self.transaction = Transaction(
+            ports, site=site, identity=identity, boot_id=boot_id, table=table, limits=limits
+        )
         control = TransferControl(self.transaction)
         effects = Effects(self.transaction, control=control)
         self.offers = Offers(self.transaction)

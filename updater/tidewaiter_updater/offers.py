@@ -49,7 +49,7 @@ class Offers:
         """
         try:
             data = self._t.ports.trust.check(source, release_path)
-            release = Release.parse(data)
+            release = Release.parse(data, limits=self._t.limits)
         except TidewaiterError as err:
             if isinstance(err, TrustError) or err.code.startswith(("release.", "payload.")):
                 self._audit_refusal(release_path, err.code, digest="", name=release_path, actor=actor)

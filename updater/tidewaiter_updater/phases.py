@@ -13,7 +13,7 @@ Source: update-engine.md section 9.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -201,3 +201,14 @@ def _resume(env: BootEnv, hint: Hint) -> Start:
         return Start(phase=Phase.TRANSFER)
     # Whatever the journal believes of the content is proven again by reading it.
     return Start(phase=Phase.VERIFY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTable:
+    """The machine as one value. The product has one, TABLE; the crash explorer proves that it finds the mistakes in others."""
+
+    effects: Mapping[Phase, tuple[Effect, ...]]
+    classify: Callable[..., Start]
+
+
+TABLE = PhaseTable(effects=EFFECTS, classify=classify)

@@ -16,7 +16,7 @@ from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineRefusedError
 from tidewaiter_updater.journal import JournalEntry
 from tidewaiter_updater.model import BootEnv, txn_of
-from tidewaiter_updater.phases import Effect, Hint, Phase, classify
+from tidewaiter_updater.phases import Effect, Hint, Phase
 from tidewaiter_updater.transaction import Transaction
 from tidewaiter_updater.transfer import MAX_ATTEMPTS, Transfer
 from tidewaiter_updater.trial import Trial
@@ -40,7 +40,7 @@ class Startup:
         env, booted = self._t.env(), self._booted()
         entry, release = self._remembered(env)
         is_committed = env is not None and booted is env.committed
-        start = classify(
+        start = self._t.table.classify(
             env,
             booted,
             self._t.boot_id,

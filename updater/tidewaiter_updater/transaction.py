@@ -16,12 +16,13 @@ from tidewaiter_core.audit import Actor, Outcome
 from tidewaiter_core.clock import format_utc
 from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_core.payload.errors import PayloadError
+from tidewaiter_core.payload.limits import STANDARD, Limits
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.consent import SitePolicy
 from tidewaiter_updater.journal import Journal, JournalEntry
 from tidewaiter_updater.model import BootEnv, ByteCounts, Last, RunningRelease, SlotRecord, TransferProgress
-from tidewaiter_updater.phases import Phase
+from tidewaiter_updater.phases import TABLE, Phase, PhaseTable
 from tidewaiter_updater.ports import Ports
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,19 @@ class Site:
 class Transaction:
     """Shared state of the engine's parts."""
 
-    def __init__(self, ports: Ports, *, site: Site, identity: RunningRelease, boot_id: str) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        site: Site,
+        identity: RunningRelease,
+        boot_id: str,
+        table: PhaseTable = TABLE,
+        limits: Limits = STANDARD,
+    ) -> None:
         self.ports = ports
+        self.table = table
+        self.limits = limits
         self.site = site
         self.identity = identity
         self.boot_id = boot_id
@@ -169,7 +181,7 @@ class Transaction:
         """The stored signed document of `digest`; it was verified when it was stored, and hashes to its name."""
         data = self.journal.release_bytes(digest)
         try:
-            return Release.parse(data) if data is not None else None
+            return Release.parse(data, limits=self.limits) if data is not None else None
         except PayloadError as err:
             logger.error("stored release %s is not understood by this program: %s", digest[:16], err)  # noqa: TRY400
             return None

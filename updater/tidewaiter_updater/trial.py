@@ -17,7 +17,7 @@ from tidewaiter_core.errors import TidewaiterError
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineRefusedError
 from tidewaiter_updater.model import CheckResult, HealthCheck, Verdict
-from tidewaiter_updater.phases import EFFECTS, IN_TRIAL, Effect, Phase
+from tidewaiter_updater.phases import IN_TRIAL, Effect, Phase
 from tidewaiter_updater.transaction import Transaction
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class Trial:
         return 0.0
 
     def _perform(self, phase: Phase) -> None:
-        for effect in EFFECTS[phase]:
+        for effect in self._t.table.effects[phase]:
             try:
                 self._effects.do(effect)
             except AuditUnavailableError as err:
