@@ -95,6 +95,35 @@ def test_a_torn_newer_copy_falls_back() -> None:
         assert boot.read() == replace(ENV, epoch=8)
 
 
+class UnreadableCopy(Memory):
+    """A power cut left a sector of one copy that gives an I/O error until it is written again."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__()
+        self.bad: int | None = offset
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset == self.bad:
+            raise BootEnvError("env: Input/output error")
+        return super().read(offset, length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        super().write(offset, data)
+        self.bad = None if offset == self.bad else self.bad
+
+
+@pytest.mark.parametrize("offset", COPY_OFFSETS)
+def test_a_copy_that_cannot_be_read_counts_as_torn_and_is_written_next(offset: int) -> None:
+    medium = UnreadableCopy(offset)
+    for place in COPY_OFFSETS:
+        Memory.write(medium, place, encode(to_variables(ENV), flag=1))
+    boot = control(medium)
+    assert boot.read() == ENV
+    boot.write(replace(ENV, epoch=8))
+    assert medium.bad is None
+    assert boot.read() == replace(ENV, epoch=8)
+
+
 def test_a_write_that_does_not_read_back_is_an_error_and_the_earlier_record_decides() -> None:
     medium = Memory()
     boot = control(medium)

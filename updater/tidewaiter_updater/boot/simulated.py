@@ -7,6 +7,7 @@ are as intended.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from tidewaiter_updater.boot.envcopy import (
 )
 from tidewaiter_updater.model import BootEnv
 
+logger = logging.getLogger(__name__)
+
 
 class EnvMedium(Protocol):
     """The bytes of an environment partition or file."""
@@ -32,7 +35,7 @@ class EnvMedium(Protocol):
     name: str
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from the medium itself, not from a cache that a power cut would lose."""
+        """Up to `length` bytes from the medium itself, not from a cache that a power cut would lose; BootEnvError."""
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of `data` and return only once it is on storage."""
@@ -78,8 +81,7 @@ class SimulatedBoot:
         self._prove(env, raw, target)
 
     def _prove(self, env: BootEnv, raw: bytes, target: int) -> None:
-        found = self._medium.read(COPY_OFFSETS[target], COPY_BYTES)
-        if found != raw or self.read() != env:
+        if self._raw(target) != raw or self.read() != env:
             raise BootEnvError(
                 f"{self._medium.name}: copy {target} does not read back as written; "
                 "the decision is not in force, the earlier record still decides"
@@ -89,4 +91,13 @@ class SimulatedBoot:
         return decode(self._raw(0)), decode(self._raw(1))
 
     def _raw(self, index: int) -> bytes:
-        return self._medium.read(COPY_OFFSETS[index], COPY_BYTES)
+        """The bytes of a copy; none if they cannot be read.
+
+        A sector that was being written when the power went may be an I/O error until it is written again. The other copy decides,
+        as it does for the boot loader, and the next write repairs this one.
+        """
+        try:
+            return self._medium.read(COPY_OFFSETS[index], COPY_BYTES)
+        except BootEnvError as err:
+            logger.warning("copy %d of the boot environment counts as torn: %s", index, err)
+            return b""
