@@ -69,7 +69,7 @@ class Disk(Protocol):
         """Whether the name is taken, by whatever."""
 
     def make_directory(self, path: Path) -> None:
-        """Create a directory and those above it; one that exists is fine."""
+        """Create a directory; one that exists is fine. Its name may not be on storage."""
 
     def entries(self, directory: Path) -> list[DiskEntry]:
         """What is in a directory, by name."""
@@ -141,7 +141,7 @@ class SystemDisk:
         return os.path.lexists(path)
 
     def make_directory(self, path: Path) -> None:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
 
     def entries(self, directory: Path) -> list[DiskEntry]:
         found = []

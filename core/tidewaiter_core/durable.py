@@ -29,6 +29,7 @@ __all__ = [
     "InstanceLock",
     "SystemDisk",
     "load_document",
+    "make_directory",
     "quarantine",
     "save_document",
     "write_atomic",
@@ -80,6 +81,23 @@ def _write_all(fd: int, data: bytes, *, disk: Disk) -> None:
     done = 0
     while done < len(data):
         done += disk.write(fd, data[done:])
+
+
+def make_directory(path: Path, *, disk: Disk = SYSTEM_DISK) -> None:
+    """Create `path` and what is missing above it; on storage when this returns.
+
+    A file in a directory whose own name was never synced can vanish with it in a power cut, however well the file was written.
+
+    Raises:
+        StateWriteError: The medium refused.
+    """
+    missing = [folder for folder in (path, *path.parents) if not disk.exists(folder)]
+    try:
+        for folder in reversed(missing):
+            disk.make_directory(folder)
+            disk.sync_directory(folder.parent)
+    except OSError as err:
+        raise StateWriteError(f"{path}: cannot be created ({err.strerror or err})") from err
 
 
 def load_document(

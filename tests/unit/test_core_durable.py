@@ -116,6 +116,21 @@ def test_a_planted_link_is_not_followed(state: Path) -> None:
     assert victim.read_bytes() == b"precious"
 
 
+def test_each_new_directory_is_on_storage_before_anything_is_put_into_it(tmp_path: Path) -> None:
+    disk = StateDisk()
+    durable.make_directory(tmp_path / "a" / "b", disk=disk)
+    assert (tmp_path / "a" / "b").is_dir()
+    assert disk.effects == ["sync_directory", "sync_directory"]
+    durable.make_directory(tmp_path / "a" / "b", disk=disk)
+    assert len(disk.effects) == 2, "one that exists is left alone"
+
+
+def test_a_directory_that_cannot_be_created_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StateWriteError, match="cannot be created"):
+        durable.make_directory(tmp_path / "file" / "below")
+
+
 def test_a_planted_pipe_does_not_block(state: Path) -> None:
     os.mkfifo(state.with_name(".state.json.tmp"))
     with pytest.raises(StateWriteError, match="no regular file"):

@@ -17,7 +17,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from tidewaiter_core.disk import SYSTEM_DISK, Disk
-from tidewaiter_core.durable import DOCUMENT_LIMIT_BYTES, load_document, save_document, write_atomic
+from tidewaiter_core.durable import (
+    DOCUMENT_LIMIT_BYTES,
+    load_document,
+    make_directory,
+    save_document,
+    write_atomic,
+)
 from tidewaiter_core.errors import StateError, StateWriteError
 from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload.components import IndexRef
@@ -75,7 +81,7 @@ class IndexStore:
         self._folder = folder
         self._disk = disk
         self._limits = limits
-        disk.make_directory(folder)
+        make_directory(folder, disk=disk)
 
     @contextlib.contextmanager
     def opened(

@@ -20,7 +20,7 @@ from tidewaiter_core import config, log
 from tidewaiter_core.activation import listen_fds, listener
 from tidewaiter_core.audit import Actor, AuditLog, AuditUnavailableError, Outcome
 from tidewaiter_core.clock import Clock, SystemClock, boot_id, parse_utc
-from tidewaiter_core.durable import InstanceLock
+from tidewaiter_core.durable import InstanceLock, make_directory
 from tidewaiter_core.errors import ConfigError, SecondInstanceError
 from tidewaiter_core.heartbeat import Beat, Heartbeat
 from tidewaiter_core.model import SlotName
@@ -96,7 +96,7 @@ def serve(settings: Settings) -> int:
     clock = SystemClock()
     notifier = Notifier.from_environment()
     state_dir = settings.paths.updater_state_dir
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(state_dir)
     serial = read_serial(settings.device.provisioned_file)
     with InstanceLock(state_dir / "lock"), _audit(settings, serial, clock) as audit:
         heartbeat = Heartbeat(clock, notifier, last_gasp=state_dir / "last_gasp")

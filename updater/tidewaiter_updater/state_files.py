@@ -15,6 +15,7 @@ from tidewaiter_core.disk import SYSTEM_DISK, Disk
 from tidewaiter_core.durable import (
     DOCUMENT_LIMIT_BYTES,
     load_document,
+    make_directory,
     quarantine,
     save_document,
     write_atomic,
@@ -34,7 +35,7 @@ class StateFiles:
     def __init__(self, folder: Path, *, disk: Disk = SYSTEM_DISK) -> None:
         self._folder = folder
         self._disk = disk
-        disk.make_directory(folder)
+        make_directory(folder, disk=disk)
         self._foreign: set[str] = set()
 
     def load(self, name: str) -> dict[str, Any] | None:
@@ -76,7 +77,7 @@ class StateFiles:
 
     def write_blob(self, name: str, data: bytes) -> None:
         path = self._folder / name
-        self._disk.make_directory(path.parent)
+        make_directory(path.parent, disk=self._disk)
         write_atomic(path, data, disk=self._disk)
         self._forget_old(path.parent)
 
