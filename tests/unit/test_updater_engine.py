@@ -25,7 +25,7 @@ from tidewaiter_updater.status import render_status
 from tidewaiter_updater.transaction import Site
 from tidewaiter_updater.transfer import TransferControl
 
-from tests.sim.device import HW, PRODUCT, Device, Made
+from tests.sim.device import HW, PRODUCT, Cut, Device, Made, PowerCut
 
 
 def device_with(site: Site | None = None, **options: Any) -> tuple[Device, Made, Engine]:
@@ -687,6 +687,35 @@ def test_an_ended_trial_is_written_although_the_audit_log_is_full() -> None:
     device.audit.is_full = True
     device.confirm()
     assert env_of(device).committed is SlotName.B
+
+
+@pytest.mark.parametrize("after_floors", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"security_epoch": 1},
+        {"data": {"writes": 1, "reads_min": 1, "reads_max": 1, "reversible": False}},
+    ],
+    ids=["epoch", "irreversible data"],
+)
+def test_a_journal_lost_between_commit_and_raise_does_not_leave_the_old_slot_bootable(
+    options: dict[str, Any], after_floors: bool
+) -> None:
+    device = Device()
+    made = device.make("2.0", 2, **options)
+    rehearsal = Device()
+    rehearsal.live(rehearsal.make("2.0", 2, **options))
+    names = [effect for _, effect in rehearsal.power.log]
+    device.power.cut = Cut(at=names.index("COMMIT") + 1 + after_floors, when="before")
+    with pytest.raises(PowerCut):
+        device.live(made)
+    device.power.cut = None
+    device.power_off()
+    del device.storage.documents["journal"]
+    device.live(made)
+    assert device.is_running(made)
+    assert not env_of(device).ok_a
+    assert env_of(device).epoch == made.release.security_epoch
 
 
 def test_a_trial_that_never_ran_is_staged_again_and_given_up_after_three() -> None:

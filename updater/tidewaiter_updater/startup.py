@@ -12,7 +12,7 @@ from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.boot import SlotMismatchError
-from tidewaiter_updater.effects import Effects
+from tidewaiter_updater.effects import Effects, burns_bridge
 from tidewaiter_updater.errors import EngineRefusedError
 from tidewaiter_updater.journal import JournalEntry
 from tidewaiter_updater.model import BootEnv, txn_of
@@ -38,6 +38,7 @@ class Startup:
     def classify(self) -> None:
         """Find out what phase this is. Only reads."""
         env, booted = self._t.env(), self._booted()
+        self._t.booted = booted
         entry, release = self._remembered(env)
         is_committed = env is not None and booted is env.committed
         start = self._t.table.classify(
@@ -45,12 +46,11 @@ class Startup:
             booted,
             self._t.boot_id,
             hint=self._hint(entry),
-            finished=not is_committed or self._is_finished(),
+            finished=env is None or not is_committed or self._is_finished(env),
         )
         if start.phase is Phase.COMMITTED and start.pending and not _is_about(entry, env):
             entry = release = None  # floors below the running release, not the end of a transaction
         with self._t.lock:
-            self._t.booted = booted
             self._t.entry, self._t.release = entry, release
             self._t.last = entry.last if entry is not None else self._t.last
             self._t.degraded = start.degraded
@@ -86,9 +86,15 @@ class Startup:
             logger.error("%s", err)  # noqa: TRY400 - the message says all
             return None
 
-    def _is_finished(self) -> bool:
+    def _is_finished(self, env: BootEnv) -> bool:
+        """Whether floors and environment cover the running release: without the journal only they tell a cut before RAISE."""
         floors, identity = self._t.ports.floors.effective(), self._t.identity
-        return floors.sequence >= identity.sequence and floors.security_epoch >= identity.security_epoch
+        return (
+            floors.sequence >= identity.sequence
+            and floors.security_epoch >= identity.security_epoch
+            and env.epoch >= identity.security_epoch
+            and not burns_bridge(self._t.running_release(), env)
+        )
 
     def clear_stale_trial(self) -> float:
         """A trial that never ran: CLEAR, stage again, one attempt less; the release itself is not to blame."""

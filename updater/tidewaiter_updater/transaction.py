@@ -173,6 +173,11 @@ class Transaction:
             return None
         return record
 
+    def running_release(self) -> Release | None:
+        """The stored document of the release that runs."""
+        record = self.running_record()
+        return self.load_release(record.digest) if record is not None else None
+
     def open_digest(self) -> Sha256 | None:
         """Digest of the transaction that is not over yet."""
         return self.entry.digest if self.entry is not None and not self.entry.closed else None
