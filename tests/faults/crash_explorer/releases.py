@@ -1,0 +1,135 @@
+"""Releases of four chunks for the crash explorer, built by the release tool with toy limits.
+
+The sectors of a chunk are zero but for two: writing a slot leaves few units pending, and every subset of them can be tried.
+Chunk 1 is the same in all releases: it is what a transfer must not write again.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tidewaiter_core.model import Sha256
+from tidewaiter_core.payload.limits import Limits
+from tidewaiter_core.payload.release import Release, build_release
+from tidewaiter_release.payload import BuiltImage, build_image
+from tidewaiter_updater.model import RunningRelease
+
+from tests.sim.device import FIRST_BUILT_UTC, HW, PRODUCT, release_fields
+from tests.sim.storage import SECTOR_BYTES
+from tests.sim.storage.units import BLOCK_BYTES
+
+LIMITS = Limits(min_chunk_bytes=BLOCK_BYTES)
+CHUNKS = 4
+IMAGE_BYTES = CHUNKS * BLOCK_BYTES
+SECTORS_USED = (0, 128)
+
+Blocks = tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A release as the repository holds it."""
+
+    data: bytes
+    release: Release
+    blocks: Blocks
+    identity: RunningRelease
+    targets: dict[str, bytes]
+
+    @property
+    def txn(self) -> str:
+        return self.release.txn
+
+
+@cache
+def made(version: str, sequence: int, *, security_epoch: int = 0, reversible: bool = True) -> Made:
+    """Build a release once per process."""
+    image = b"".join(_chunk(version, number) for number in range(CHUNKS))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "image").write_bytes(image)
+        built = build_image(folder / "image", folder, level=1, workers=1, limits=LIMITS, stream=io.StringIO())
+        index, pack = (folder / "index.twci").read_bytes(), (folder / "pack.twpk").read_bytes()
+    fields = release_fields(
+        version,
+        sequence,
+        built.header.image_root,
+        security_epoch=security_epoch,
+        data={"writes": 1, "reads_min": 1, "reads_max": 1, "reversible": reversible},
+    )
+    component = fields["components"][0]
+    component.update(_component(component, built))
+    data = build_release(fields, limits=LIMITS)
+    release = Release.parse(data, limits=LIMITS)
+    return Made(
+        data=data,
+        release=release,
+        blocks=tuple(image[at : at + BLOCK_BYTES] for at in range(0, IMAGE_BYTES, BLOCK_BYTES)),
+        identity=RunningRelease(
+            product=PRODUCT,
+            version=version,
+            sequence=sequence,
+            security_epoch=security_epoch,
+            built_utc=FIRST_BUILT_UTC,
+            hw=(HW,),
+        ),
+        targets={
+            _target(component["index"]["path"], built.index.sha256): index,
+            _target(component["pack"]["path"], built.pack.sha256): pack,
+        },
+    )
+
+
+def _component(component: dict[str, Any], built: BuiltImage) -> dict[str, Any]:
+    header = built.header
+    return {
+        "image_bytes": header.image_bytes,
+        "image_sha256": header.image_sha256,
+        "image_root": header.image_root,
+        "chunk_bytes": header.chunk_bytes,
+        "index": component["index"] | {"length": built.index.length, "sha256": built.index.sha256},
+        "pack": component["pack"] | {"length": built.pack.length, "sha256": built.pack.sha256},
+    }
+
+
+def _target(path: str, sha256: Sha256) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{sha256}.{name}"
+
+
+def _chunk(version: str, number: int) -> bytes:
+    rng = random.Random("shared" if number == 1 else f"{version}/{number}")
+    chunk = bytearray(BLOCK_BYTES)
+    for sector in SECTORS_USED:
+        at = sector * SECTOR_BYTES
+        chunk[at : at + SECTOR_BYTES] = rng.randbytes(SECTOR_BYTES)
+    return bytes(chunk)
+
+
+class Repository:
+    """Port Source over the releases that were published. `faulty` answers are damaged, the first ones."""
+
+    cost_class = "metered"
+
+    def __init__(self, releases: tuple[Made, ...], *, faulty: int = 0) -> None:
+        self._targets = {name: data for made in releases for name, data in made.targets.items()}
+        self._faulty = faulty
+        self.received_bytes = 0
+
+    def metadata(self, path: str, limit: int) -> Iterator[bytes]:
+        raise NotImplementedError("trust is a port of its own here")
+
+    def span(self, path: str, offset: int, length: int) -> Iterator[bytes]:
+        data = self._targets[path][offset : offset + length]
+        self.received_bytes += len(data)
+        if self._faulty > 0 and path.endswith(".twpk"):
+            self._faulty -= 1
+            data = bytes([data[0] ^ 1]) + data[1:]
+        yield data

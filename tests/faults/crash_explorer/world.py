@@ -1,0 +1,408 @@
+"""One simulated device: storage, boot script, the real updater, and the people and programs around it.
+
+All that survives a power cut is in `storage`; everything else is made anew at each start. The updater is the product's engine
+with the product's journal, floors, index store, slot pipeline, read-back and boot adapter; only trust, injector, audit log and
+health are toys (tests/sim/device.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tidewaiter_core.audit import Actor, Outcome
+from tidewaiter_core.disk import Disk
+from tidewaiter_core.errors import TidewaiterError
+from tidewaiter_core.model import SlotName
+from tidewaiter_updater.boot import BootControl
+from tidewaiter_updater.engine import Engine
+from tidewaiter_updater.floor import FloorStore
+from tidewaiter_updater.health import CheckList, MediumCheck, Trial
+from tidewaiter_updater.index_store import IndexStore
+from tidewaiter_updater.journal import Journal
+from tidewaiter_updater.model import BootEnv, Channel, CheckResult, Consent, HealthCheck, Scope
+from tidewaiter_updater.phases import IN_TRIAL, TABLE, Phase, PhaseTable
+from tidewaiter_updater.ports import Ports
+from tidewaiter_updater.slot_store import DeviceSlots
+from tidewaiter_updater.state_files import StateFiles
+from tidewaiter_updater.transaction import Site
+from tidewaiter_updater.trust_wire import RoleFloor
+
+from tests.faults.crash_explorer.backends import Backend, Cmdline, Script
+from tests.faults.crash_explorer.releases import IMAGE_BYTES, LIMITS, Blocks, Made, Repository
+from tests.faults.crash_explorer.watch import (
+    DEVICES,
+    Watch,
+    WatchedBoot,
+    WatchedDocuments,
+    WatchedFloors,
+    slot_blocks,
+)
+from tests.sim.clock import FakeClock
+from tests.sim.device import HW, PRODUCT, Power, ToyInjector, ToyReboot, Violation
+from tests.sim.storage import Content, SimDisk, SlotMedia, SlotMedium, Storage
+
+STATE = Path("/state")
+BOOT_LIMIT = 12
+ROUNDS = 30
+STEPS = 80
+ROLES = ("root", "timestamp", "snapshot", "targets", "os")
+
+
+def _control(backend: Backend, storage: Storage, cmdline: Cmdline) -> BootControl:
+    return backend.control(storage, cmdline=cmdline)
+
+
+def _script(backend: Backend, storage: Storage) -> Script:
+    return backend.script(storage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the updater is made of; a mutation replaces one of them by a mistaken one."""
+
+    table: PhaseTable = TABLE
+    disk: Callable[[Storage], Disk] = SimDisk
+    medium: type[SlotMedium] = SlotMedium
+    control: Callable[[Backend, Storage, Cmdline], BootControl] = _control
+    script: Callable[[Backend, Storage], Script] = _script
+
+
+SOUND = Parts()
+
+
+@dataclass(kw_only=True)
+class Circumstances:
+    """What happens to the device that is not the updater's doing."""
+
+    offered: Made
+    known: tuple[Made, ...]
+    """Every release that may be in a slot, the offered one included."""
+    is_sick: bool = False
+    """Its health checks fail."""
+    hangs: bool = False
+    """It never gets as far as its health checks; the watchdog resets it."""
+    does_not_load: bool = False
+    """Its kernel does not start, although its content is right."""
+    faulty_answers: int = 0
+    """How many answers of the server are damaged in a run."""
+    slot_lies: frozenset[int] = field(default_factory=frozenset)
+    """Syncs of the target (counted from 0) that lose a sector."""
+    env_lies: frozenset[int] = field(default_factory=frozenset)
+    """Syncs of the environment that lose everything."""
+    cancel_in: Phase | None = None
+    """Where a person cancels, once."""
+
+
+class LedgerAudit:
+    """Port AuditTrail: a record is durable when append returns. Only kinds and digests are kept."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def append(
+        self,
+        kind: str,
+        *,
+        actor: Actor,
+        outcome: Outcome = Outcome.OK,
+        fields: Mapping[str, Any] | None = None,
+    ) -> int:
+        digest = str((fields or {}).get("digest", ""))
+        self._storage.record(f"audit {kind}", ("record", kind, digest))
+        return self._storage.steps
+
+    def flush(self) -> None: ...
+
+
+class World:
+    """A device and its life."""
+
+    def __init__(
+        self,
+        content: Content,
+        backend: Backend,
+        circumstances: Circumstances,
+        *,
+        parts: Parts = SOUND,
+        is_recorded: bool = True,
+    ) -> None:
+        self.backend = backend
+        self.given = circumstances
+        self.parts = parts
+        self.images: dict[Blocks, Made] = {made.blocks: made for made in circumstances.known}
+        self.watch = Watch(set(self.images), backend.in_force(content))
+        self.storage = Storage(content, is_recorded=is_recorded, facts=lambda: self.watch.facts)
+        self.boots = 0
+        self.trial_boots = 0
+        self.began_with = self.watch.env
+        self.is_canceled = False
+        self.booted: SlotName | None = None
+        self.engine: Engine | None = None
+        self.boot_id = ""
+        self._attach()
+        self.reset_volatile()
+
+    def _attach(self) -> None:
+        for name in DEVICES.values():
+            device = self.storage.device(name)
+            device.on_write = self._slot_writes(name)
+        self.storage.device(DEVICES[SlotName.B]).lies.syncs = set(self.given.slot_lies)
+        env = self.storage.device("env")
+        env.lies.syncs, env.lies.whole = set(self.given.env_lies), True
+
+    def _slot_writes(self, name: str) -> Callable[[int, bytes], None]:
+        def written(offset: int, data: bytes) -> None:
+            self.watch.slot_written(name, offset, data)
+            self._perhaps_cancel(Phase.TRANSFER)
+
+        return written
+
+    def reset_volatile(self) -> None:
+        """What a power cycle makes anew."""
+        power = Power()
+        self.clock = FakeClock()
+        self.injector = _Injector(power, on_seal=lambda: self._perhaps_cancel(Phase.ARMED))
+        self.reboot = ToyReboot(power)
+        self.engine = None
+        self.booted = None
+
+    # --- power ----------------------------------------------------------------------------------------------------
+
+    def power_on(self) -> Engine:
+        """Boot until a slot gets control, then start its updater."""
+        while True:
+            self.boots += 1
+            if self.boots > BOOT_LIMIT:
+                raise Violation(f"not at rest after {BOOT_LIMIT} boots: {self.in_force()}")
+            self.watch.script_runs()
+            before = self.in_force()
+            booted = self.parts.script(self.backend, self.storage).run(self._loads)
+            self.watch.booted(booted, self.in_force())
+            if before is not None and before.trial is not None and before.left > 0:
+                self.trial_boots += 1
+            if booted is not None:
+                return self._start_updater(booted)
+
+    def power_cycle(self, *, orderly: bool) -> None:
+        """The end of a reboot, or a reset that nobody was asked about."""
+        self.storage.power_cycle(orderly=orderly)
+        self.reset_volatile()
+
+    def in_force(self) -> BootEnv | None:
+        """The record by which the script would go now."""
+        return self.backend.in_force(self.storage.view)
+
+    def _loads(self, slot: SlotName) -> bool:
+        """Booting a slot that does not hold exactly a signed image is what must never happen."""
+        found = self.images.get(slot_blocks(self.storage.view, slot))
+        if found is None:
+            raise Violation(f"I2: slot {slot} gets control and holds no signed image")
+        return not (self.given.does_not_load and found is self.given.offered)
+
+    def _start_updater(self, booted: SlotName) -> Engine:
+        self.booted = booted
+        running = self.images[slot_blocks(self.storage.view, booted)]
+        is_sick = self.given.is_sick and running is self.given.offered
+        self.boot_id = _new_boot_id(self.storage.state)
+        disk = self.parts.disk(self.storage)
+        control = self.parts.control(self.backend, self.storage, lambda: f"ro tidewaiter.slot={booted}")
+        boot = WatchedBoot(control, self.watch, lambda: self.storage.state)
+
+        def boot_epoch() -> int:
+            env = control.read()
+            return env.epoch if env is not None else 0
+
+        floors = FloorStore(STATE / "floor.json", boot_epoch=boot_epoch, disk=disk)
+        documents = WatchedDocuments(StateFiles(STATE, disk=disk), self.watch)
+        slots = self._slots(disk, documents)
+        ports = Ports(
+            clock=self.clock,
+            boot=boot,
+            documents=documents,
+            trust=_Trust(self.given.known, floors),
+            floors=WatchedFloors(floors, self.watch),
+            slots=slots,
+            interlock=self.injector,
+            injector=self.injector,
+            reboot=self.reboot,
+            audit=LedgerAudit(self.storage),
+            health=CheckList([MediumCheck(slots), _HalCheck(is_sick=is_sick)]),
+        )
+        self.engine = Engine(
+            ports,
+            site=Site(serial="INJ-1", product=PRODUCT, hw=HW),
+            identity=running.identity,
+            boot_id=self.boot_id,
+            rng=Random(1),
+            table=self.parts.table,
+            limits=LIMITS,
+        )
+        return self.engine
+
+    def _slots(self, disk: Disk, documents: WatchedDocuments) -> DeviceSlots:
+        paths = {slot: Path("/dev") / name for slot, name in DEVICES.items()}
+        devices = {paths[slot]: self.storage.device(name) for slot, name in DEVICES.items()}
+        repository = Repository(self.given.known, faulty=self.given.faulty_answers)
+        return DeviceSlots(
+            paths,
+            store=IndexStore(STATE / "index", disk=disk, limits=LIMITS),
+            records=Journal(documents).slots,
+            source_for=lambda name, control: repository,
+            clock=self.clock,
+            beat=lambda stage: None,
+            media=SlotMedia(devices, IMAGE_BYTES, on_proof=self.watch.slot_proven, medium=self.parts.medium),
+        )
+
+    # --- the people and programs around the updater ---------------------------------------------------------------
+
+    def work(self) -> None:
+        """Let the worker run until it waits for something that only time or somebody else brings."""
+        engine = self.running()
+        for _ in range(STEPS):
+            if engine.transaction.phase not in (Phase.TRANSFER, Phase.ARMED):
+                self._perhaps_cancel(engine.transaction.phase)
+            if self.reboot.requested or engine.step() > 0:
+                return
+        raise Violation(f"the engine never rests in {engine.transaction.phase}")
+
+    def offer(self) -> None:
+        """What the agent does at each poll: Check, Install, Activate. A refusal is shown to people and asked for again."""
+        engine, made = self.running(), self.given.offered
+        with contextlib.suppress(TidewaiterError):
+            if engine.transaction.open_digest() is None:
+                offer = engine.check("relay", made.release.path)
+                if offer.installable and not self.runs_offered():
+                    engine.install(made.release.digest, consent=_consent(made), is_local=True)
+        self.work()
+        self._perhaps_cancel(Phase.STAGED)
+        if engine.transaction.phase in (Phase.STAGED, Phase.WAIT_WINDOW) and not self.is_canceled:
+            engine.activate(made.release.digest, window_open=True)
+        self.work()
+
+    def confirm(self) -> None:
+        """tidewaiter-health, then tidewaiter-commit if it was green."""
+        engine = self.running()
+        with contextlib.suppress(TidewaiterError):
+            verdict = engine.health(given_up=lambda: False)
+            if verdict is not None and verdict.healthy:
+                engine.commit()
+        self.work()
+
+    def _perhaps_cancel(self, phase: Phase) -> None:
+        engine = self.engine
+        if self.given.cancel_in is not phase or self.is_canceled or engine is None:
+            return
+        if engine.transaction.phase is phase:
+            self.is_canceled = True
+            engine.cancel(self.given.offered.release.digest)
+
+    def session(self) -> None:
+        """One round of what happens around the updater, until it rests or reboots."""
+        if self.engine is None:
+            self.power_on()
+        self.work()
+        if self.running().transaction.phase in IN_TRIAL:
+            if self.given.hangs:
+                self.power_cycle(orderly=False)
+                return
+            self.confirm()
+        elif not self.is_settled():
+            self.offer()
+        if self.reboot.requested:
+            self.power_cycle(orderly=True)
+
+    def live(self) -> None:
+        """Polls, reboots and trials until nothing changes any more."""
+        for _ in range(ROUNDS):
+            self.session()
+            if self.engine is not None and self.is_settled():
+                return
+            self.clock.advance(600)
+        raise Violation(f"never at rest: {self.in_force()}")
+
+    def runs_offered(self) -> bool:
+        """Whether the offered release has control."""
+        return self.booted is not None and self._in_slot(self.booted) is self.given.offered
+
+    def is_settled(self) -> bool:
+        """Committed, or given up for good."""
+        env, transaction = self.in_force(), self.running().transaction
+        if transaction.pending or env is None or env.trial is not None:
+            return False
+        runs = self.runs_offered() and env.committed is self.booted
+        return runs or self.given.offered.txn in transaction.journal.quarantined()
+
+    def running(self) -> Engine:
+        """The updater; there has to be one."""
+        if self.engine is None:
+            raise RuntimeError("the device is off")
+        return self.engine
+
+    def _in_slot(self, slot: SlotName) -> Made | None:
+        return self.images.get(slot_blocks(self.storage.view, slot))
+
+
+class _Injector(ToyInjector):
+    """Tells when a lease is sealed: after ARM, before the reboot."""
+
+    def __init__(self, power: Power, *, on_seal: Callable[[], None]) -> None:
+        super().__init__(power)
+        self._on_seal = on_seal
+
+    def seal(self, lease_id: str) -> None:
+        super().seal(lease_id)
+        self._on_seal()
+
+
+def _consent(made: Made) -> Consent | None:
+    """A release that cannot be undone is asked about at the device."""
+    if made.release.data.reversible:
+        return None
+    return Consent(
+        digest=made.release.digest,
+        scope=(Scope.INSTALL, Scope.ACTIVATE),
+        channel=Channel.LOCAL,
+        who="operator",
+        given_utc="2026-11-24T12:00:00.000Z",
+        expires_utc="2036-11-24T12:00:00.000Z",
+    )
+
+
+class _HalCheck:
+    """The check that a release asks for; `is_sick` says how it goes."""
+
+    name = "hal"
+
+    def __init__(self, *, is_sick: bool) -> None:
+        self._result = CheckResult.FAIL if is_sick else CheckResult.OK
+
+    def run(self, trial: Trial) -> HealthCheck:
+        return HealthCheck(name=self.name, result=self._result, detail="toy")
+
+
+class _Trust:
+    """Port Trust: a repository that signs what was published; each session raises the version floors, as the real one does."""
+
+    def __init__(self, releases: tuple[Made, ...], floors: FloorStore) -> None:
+        self._releases = {made.release.path: made for made in releases}
+        self._floors = floors
+
+    def check(self, source: str, release_path: str) -> bytes:
+        made = self._releases[release_path]
+        version = RoleFloor(version=made.release.sequence, keys="0" * 64)
+        self._floors.record_session(source, dict.fromkeys(ROLES, version), proven_utc=made.release.built_utc)
+        return made.data
+
+
+def _new_boot_id(state: Mapping[Any, Any]) -> str:
+    """A boot id that nothing on storage remembers. Not random: equal images must live equal lives."""
+    documents = b"".join(value for key, value in state.items() if key[0] in ("inode", "block"))
+    number = 1
+    while f"{number:08x}".encode() in documents:
+        number += 1
+    return f"{number:08x}" * 4
