@@ -1,4 +1,4 @@
-"""The signed objects an update consists of: release document, chunk index, pack. Pure: bytes in, values out.
+"""The signed objects an update consists of: release document, chunk index, pack, patch. Pure: bytes in, values out.
 
 Shared by the device (which believes nothing it has not checked) and the release tool (which builds it).
 Source: update-engine.md sections 3 and 4.
@@ -19,6 +19,7 @@ from tidewaiter_core.payload.errors import (
 from tidewaiter_core.payload.index import IndexHeader, IndexReader, Method, Unit, build_index, require_match
 from tidewaiter_core.payload.limits import STANDARD, Limits
 from tidewaiter_core.payload.pack import PackHeader
+from tidewaiter_core.payload.patch import PatchHeader, PatchReader
 from tidewaiter_core.payload.release import Release, SlotComponent, build_release, release_path
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "Limits",
     "Method",
     "PackHeader",
+    "PatchHeader",
+    "PatchReader",
     "PayloadChunkError",
     "PayloadError",
     "PayloadFrameError",

@@ -26,6 +26,31 @@ class Limits:
     max_chunk_bytes: int = 1024 * 1024
     max_chunks: int = 262_144
     max_image_bytes: int = 256 * 1024**3
+    region_bytes: int = 64 * 1024
+    """The prefix of a patch segment consists of these, whole."""
+    segment_log: int = 22
+    """A patch segment decodes to at most 2 to this power bytes."""
+    prefix_log: int = 23
+    window_log: int = 22
+    """Bounds the memory that a frame of a patch may ask for."""
+    max_segments: int = 65_536
+    max_head_bytes: int = 64 * 1024**2
+    max_map_bytes: int = 64 * 1024**2
+    """Of the decoded map."""
+
+    @property
+    def segment_bytes(self) -> int:
+        return 1 << self.segment_log
+
+    @property
+    def max_stored_segment_bytes(self) -> int:
+        """A segment that does not compress costs a little more than its content."""
+        return self.segment_bytes + 64 * 1024
+
+    @property
+    def max_regions(self) -> int:
+        """Of one segment."""
+        return (1 << self.prefix_log) // self.region_bytes
 
     def check_image_bytes(self, image_bytes: int, *, what: str) -> None:
         """Refuse an image size the format cannot hold.
