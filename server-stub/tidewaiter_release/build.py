@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES, SlotComponent
 
 from tidewaiter_release import zstd
 from tidewaiter_release.errors import InputError
+from tidewaiter_release.patches import make_patches
 from tidewaiter_release.payload import (
     DEFAULT_LEVEL,
     INDEX_NAME,
@@ -75,13 +76,18 @@ def build(
     spec: BuildSpec,
     *,
     level: int = DEFAULT_LEVEL,
+    patch_from: Sequence[Path] = (),
+    patch_level: int = zstd.PUBLISH_LEVEL,
     workers: int | None = None,
     limits: Limits = STANDARD,
     stream: TextIO | None = None,
 ) -> Release:
-    """Write release.json, index.twci, pack.twpk and build.json into `out`.
+    """Write release.json, index.twci, pack.twpk, the patches and build.json into `out`.
 
     release.json is written last: a directory that has one is complete.
+
+    Args:
+        patch_from: Older images, or the directories they were built into.
 
     Raises:
         ReleaseToolError: The image cannot be used.
@@ -95,13 +101,25 @@ def build(
     except OSError as err:
         raise InputError(f"{out}: cannot be written to: {err}; nothing was built") from err
     built = build_image(image, out, level=level, workers=workers, limits=limits, stream=stream)
-    data = build_release(release_fields(spec, built, fs=fs), limits=limits)
+    patches = make_patches(
+        image,
+        out,
+        built,
+        patch_from,
+        target_directory=_target_directory(spec),
+        level=patch_level,
+        workers=workers,
+        limits=limits,
+        stream=stream,
+    )
+    data = build_release(release_fields(spec, built, fs=fs, patches=patches), limits=limits)
     release = Release.parse(data, limits=limits)
     record = {
         "schema": 1,
         "tool": f"tidewaiter-release {__version__}",
         "zstd": zstd.library_version(),
         "level": level,
+        "patch_level": patch_level,
         "digest": release.digest,
     }
     write_atomic(out / BUILD_NAME, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n", mode=0o644)
@@ -109,10 +127,12 @@ def build(
     return release
 
 
-def release_fields(spec: BuildSpec, built: BuiltImage, *, fs: str) -> dict[str, Any]:
+def release_fields(
+    spec: BuildSpec, built: BuiltImage, *, fs: str, patches: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The document as JSON values."""
     fetch = built.index.length + built.pack.length
-    directory = f"releases/{spec.product}/{spec.version}"
+    directory = _target_directory(spec)
     slot = {
         "kind": "slot",
         "name": "rootfs",
@@ -132,7 +152,7 @@ def release_fields(spec: BuildSpec, built: BuiltImage, *, fs: str) -> dict[str, 
             "length": built.pack.length,
             "sha256": built.pack.sha256,
         },
-        "patches": [],
+        "patches": list(patches),
     }
     fields = {
         "format": 1,
@@ -211,6 +231,10 @@ def part_name(path: str) -> str:
 def slot_files(release: Release) -> tuple[SlotComponent, str, str]:
     """The slot component and the names of its index and pack inside a build directory."""
     return release.slot, part_name(release.slot.index.path), part_name(release.slot.pack.path)
+
+
+def _target_directory(spec: BuildSpec) -> str:
+    return f"releases/{spec.product}/{spec.version}"
 
 
 def _probe(spec: BuildSpec, *, fs: str, limits: Limits) -> None:

@@ -15,7 +15,6 @@ from tidewaiter_core.payload import (
     STANDARD,
     IndexReader,
     Limits,
-    Method,
     PackHeader,
     PayloadChunkError,
     PayloadLengthError,
@@ -25,16 +24,17 @@ from tidewaiter_core.payload import (
 )
 from tidewaiter_core.payload.index import ReadAt
 
-from tidewaiter_release import zstd
-from tidewaiter_release.build import read_release, slot_files
-from tidewaiter_release.errors import BuildMismatchError, InputError
+from tidewaiter_release.build import part_name, read_release, slot_files
+from tidewaiter_release.parts import check_file, read_chunk
+from tidewaiter_release.patches import check_patch
 from tidewaiter_release.progress import Progress
 
 
 def check_build(
     directory: Path, *, limits: Limits = STANDARD, stream: TextIO | None = None
 ) -> tuple[bytes, Release]:
-    """The release document of a build directory, after proving that its index and pack give the image it names.
+    """The release document of a build directory, after proving that its index and pack give the image it names
+    and that its patches are sound (that they apply was proven when they were made).
 
     Raises:
         ReleaseToolError: A file is missing, or is not the one that release.json names.
@@ -50,27 +50,9 @@ def check_build(
         reader = IndexReader(_read_at(index.fileno()), slot.index.length, limits=limits)
         check_slot(slot, reader, _read_at(pack.fileno()), limits=limits, progress=progress.update)
     progress.finish()
+    for patch in slot.patches:
+        check_patch(directory / part_name(patch.path), slot, patch, limits=limits)
     return data, release
-
-
-def check_file(path: Path, *, length: int, sha256: str) -> None:
-    """Refuse a file that is not the one signed for.
-
-    Raises:
-        InputError: It cannot be read.
-        BuildMismatchError: Length or hash differ.
-    """
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found == length:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as err:
-        raise InputError(f"{path}: cannot be read: {err}") from err
-    if found != length:
-        raise BuildMismatchError(f"{path}: {found} bytes, its release names {length}; not published")
-    if digest != sha256:
-        raise BuildMismatchError(f"{path}: sha256 {digest}, its release names {sha256}; not published")
 
 
 def check_slot(
@@ -101,32 +83,6 @@ def check_slot(
             progress(done)
     if image.hexdigest() != slot.image_sha256:
         raise PayloadChunkError(f"image: sha256 {image.hexdigest()}, release.json says {slot.image_sha256}")
-
-
-def read_chunk(reader: IndexReader, read_pack: ReadAt, number: int) -> bytes:
-    """One chunk of the image, hashed before and after decoding.
-
-    Raises:
-        PayloadError: It cannot be what the index says.
-    """
-    length, what = reader.chunk_length(number), f"chunk {number}"
-    unit = reader.unit(number)
-    if unit.method is Method.SAME:
-        unit = reader.unit(unit.offset)
-    if unit.method is Method.ZERO:
-        chunk = bytes(length)
-    else:
-        stored = read_pack(unit.offset, unit.stored_bytes)
-        if hashlib.sha256(stored).digest() != unit.sha256:
-            raise PayloadChunkError(f"pack: {what}: the stored bytes have another hash than the index says")
-        chunk = (
-            stored
-            if unit.method is Method.RAW
-            else zstd.decompress(stored, length=length, what=f"pack: {what}")
-        )
-    if hashlib.sha256(chunk).digest() != reader.chunk_hash(number):
-        raise PayloadChunkError(f"pack: {what}: the decoded bytes have another hash than the index says")
-    return chunk
 
 
 def _read_at(fd: int) -> ReadAt:

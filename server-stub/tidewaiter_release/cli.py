@@ -19,6 +19,7 @@ from tidewaiter_core.payload.policy import Activation, Consent, Risk
 
 from tidewaiter_release import zstd
 from tidewaiter_release.build import BuildSpec, build
+from tidewaiter_release.cli_delta import add_delta_commands, add_level
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.inspect import inspect
 from tidewaiter_release.payload import DEFAULT_LEVEL
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_init)
 
     _add_build(commands.add_parser("build", help="make index, pack and unsigned release.json of an image"))
+    add_delta_commands(commands)
 
     command = commands.add_parser("publish", help="prove a build, put its files in place and sign them")
     _add_repository(command)
@@ -64,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_refresh)
 
     command = commands.add_parser(
-        "inspect", help="check and print release.json, an index, a pack or metadata"
+        "inspect", help="check and print release.json, an index, a pack, a patch or metadata"
     )
     command.add_argument("file", metavar="FILE", type=Path)
     command.set_defaults(run=_inspect)
@@ -151,6 +153,15 @@ def _add_build(command: argparse.ArgumentParser) -> None:
         metavar="1..22",
         help="zstd level",
     )
+    add(
+        "--patch-from",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="OLD",
+        help="also make the patch from this image or build directory; repeatable, up to 16",
+    )
+    add_level(command, "--patch-level")
     add("--jobs", type=int, metavar="N", help="threads; default one per processor")
     command.set_defaults(run=_build)
 
@@ -191,7 +202,14 @@ def _build(arguments: argparse.Namespace) -> int:
         notes=dict(arguments.note),
     )
     release = build(
-        arguments.image, arguments.out, spec, level=arguments.level, workers=arguments.jobs, stream=sys.stderr
+        arguments.image,
+        arguments.out,
+        spec,
+        level=arguments.level,
+        patch_from=arguments.patch_from,
+        patch_level=arguments.patch_level,
+        workers=arguments.jobs,
+        stream=sys.stderr,
     )
     print(f"{release.product} {release.version} sequence {release.sequence} digest {release.digest}")
     return 0

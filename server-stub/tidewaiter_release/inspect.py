@@ -9,19 +9,23 @@ from pathlib import Path
 
 from tidewaiter_core import strictjson
 from tidewaiter_core.log import escape
-from tidewaiter_core.payload import IndexReader, PackHeader, Release
+from tidewaiter_core.payload import IndexReader, PackHeader, PatchReader, Release
+from tidewaiter_core.payload.components import PATCH_HEADER_BYTES
 from tidewaiter_core.payload.pack import PACK_HEADER_BYTES
+from tidewaiter_core.payload.patch import Kind
+from tidewaiter_core.payload.patchfile import REGION_NUMBER_BYTES, parse_patch_header
 from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES
 
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.repository import describe_metadata
+from tidewaiter_release.zstd import ZstdCodec
 
 _HEAD_BYTES = 4096
 _METADATA_LIMIT_BYTES = 16 * 2**20
 
 
 def inspect(path: Path) -> list[str]:
-    """The lines that describe a file: release.json, index, pack, or TUF metadata.
+    """The lines that describe a file: release.json, index, pack, patch, or TUF metadata.
 
     Raises:
         InputError: The file cannot be read, or is none of these.
@@ -36,6 +40,8 @@ def inspect(path: Path) -> list[str]:
             if head.startswith(b"TWPK"):
                 header = PackHeader.parse(head[:PACK_HEADER_BYTES], length=length)
                 return ["pack", f"  pack_bytes  {header.pack_bytes}", f"  image_root  {header.image_root}"]
+            if head.startswith(b"TWPT"):
+                return list(_patch(file.fileno(), length))
             file.seek(0)
             data = file.read(_METADATA_LIMIT_BYTES)
     except OSError as err:
@@ -47,7 +53,7 @@ def _json(path: Path, data: bytes) -> list[str]:
     try:
         document = strictjson.loads(data, limit_bytes=_METADATA_LIMIT_BYTES, depth=32)
     except strictjson.StrictJsonError as err:
-        raise InputError(f"{path}: neither index, pack, release.json nor metadata: {err}") from err
+        raise InputError(f"{path}: neither index, pack, patch, release.json nor metadata: {err}") from err
     if isinstance(document, dict) and "signed" in document:
         return describe_metadata(data)
     if isinstance(document, dict) and "format" in document:
@@ -71,6 +77,25 @@ def _index(fd: int, length: int) -> Iterator[str]:
     )
 
 
+def _patch(fd: int, length: int) -> Iterator[str]:
+    header = parse_patch_header(os.pread(fd, PATCH_HEADER_BYTES, 0), patch_bytes=length)
+    reader = PatchReader(
+        lambda offset, size: os.pread(fd, size, offset), header.data_offset, patch_bytes=length
+    )
+    reader.verify(ZstdCodec())
+    blocks = Counter[int]()
+    for run in reader.runs(ZstdCodec()):
+        blocks[run.kind] += run.blocks
+    regions = header.regions.raw_bytes // REGION_NUMBER_BYTES
+    yield "patch (every table is sound)"
+    yield f"  from          {header.old_root}, {header.old_bytes} bytes"
+    yield f"  to            {header.new_root}, {header.new_bytes} bytes"
+    yield f"  patch_bytes   {length}, of which head {header.data_offset}"
+    yield f"  head          map {header.map.stored_bytes}, regions {regions}, hashes {header.hashes.stored_bytes} bytes"
+    yield f"  segments      {header.segment_count}"
+    yield "  blocks        " + ", ".join(f"{kind.name.lower()} {blocks[kind]}" for kind in Kind)
+
+
 def _release(release: Release) -> Iterator[str]:
     slot = release.slot
     yield f"release {release.product} {release.version}"
@@ -82,6 +107,8 @@ def _release(release: Release) -> Iterator[str]:
     yield f"  slot          {slot.name}, {slot.fs}, {slot.image_bytes} bytes, {slot.chunk_count} chunks"
     yield f"  image_root    {slot.image_root}"
     yield f"  fetch         {slot.index.length} + {slot.pack.length} bytes, at most {release.policy.max_fetch_bytes}"
+    for patch in slot.patches:
+        yield f"  patch         {patch.length} bytes from {patch.from_root}"
     for firmware in release.firmware:
         yield f"  firmware      {firmware.board} {firmware.version}, {firmware.length} bytes"
     yield (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,10 +104,19 @@ class TestRepository:
         """The root that a device carries in its image."""
         return self.metadata / "1.root.json"
 
-    def make_release(self, image: bytes | Path, version: str, sequence: int, **options: Any) -> MadeRelease:
+    def make_release(
+        self,
+        image: bytes | Path,
+        version: str,
+        sequence: int,
+        *,
+        patch_from: Sequence[Path] = (),
+        **options: Any,
+    ) -> MadeRelease:
         """Build a release of an image; not published yet.
 
         Args:
+            patch_from: Older images or builds to make patches from.
             options: Further fields of `BuildSpec`, such as consent, tries, health_required, security_epoch; those not
                 given are the friendliest to a test: no consent, no health checks, no hold.
         """
@@ -128,7 +137,15 @@ class TestRepository:
             **options,
         }
         spec = BuildSpec(version=version, sequence=sequence, **fields)
-        release = build(image_path, directory, spec, level=3, limits=self._limits)
+        release = build(
+            image_path,
+            directory,
+            spec,
+            level=3,
+            patch_from=patch_from,
+            patch_level=3,
+            limits=self._limits,
+        )
         return MadeRelease(directory=directory, image=image_path, release=release)
 
     def publish(self, made: MadeRelease) -> str:

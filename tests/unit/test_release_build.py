@@ -23,8 +23,9 @@ from tidewaiter_core.payload import (
     build_index,
 )
 from tidewaiter_release.build import BuildSpec, build, detect_fs
-from tidewaiter_release.check import check_build, read_chunk
+from tidewaiter_release.check import check_build
 from tidewaiter_release.errors import BuildMismatchError, InputError
+from tidewaiter_release.parts import read_chunk
 from tidewaiter_release.payload import build_image
 from tidewaiter_release.progress import Progress
 

@@ -15,6 +15,7 @@ from tuf.api.metadata import TargetFile
 from tidewaiter_release.build import part_name
 from tidewaiter_release.errors import ReleaseToolError
 from tidewaiter_release.repository.finding import Finding, error, warning
+from tidewaiter_release.repository.lint_patches import check_patches
 from tidewaiter_release.repository.publish import read_published
 from tidewaiter_release.repository.store import State, Store
 
@@ -54,6 +55,7 @@ def check_releases(store: Store, state: State, *, limits: Limits = STANDARD) -> 
         yield from _check_index(store, state, release, limits=limits)
         yield from _check_firmware_range(release)
     yield from _check_order(releases)
+    yield from check_patches(store, state, releases, limits=limits)
 
 
 def _check_file(path: Path, target: TargetFile) -> Iterator[Finding]:
