@@ -1,9 +1,15 @@
 """The five steps of the main job. Each function is one step: what a person does, what must be seen, in that order."""
 
+import json
+import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tidewaiter_core.payload import IndexReader, Method
 
 from tests.demo.timeline import POLL_S, Step, StepFailedError, Timeline, expect
 from tests.demo.watch import PhaseWatch
@@ -15,17 +21,22 @@ SECOND = "INJ-000102"
 
 PLANS = [
     ReleasePlan(version="1.1.0", sequence=2),
-    # The broken one: its configuration names a serial port that this hardware does not have.
-    ReleasePlan(version="1.2.0", sequence=3, settings={"hal": {"device": "/dev/tidewaiter/no-such-port"}}),
+    # The broken one: the panel application that it says must run never comes up.
+    ReleasePlan(
+        version="1.2.0", sequence=3, settings={"updater": {"health_units": ["injector-panel.service"]}}
+    ),
     ReleasePlan(version="1.3.0", sequence=4),
     ReleasePlan(version="1.4.0", sequence=5),
-    ReleasePlan(version="1.5.0", sequence=6),
+    # Nothing to reuse from the slots: all of it has to come over the line.
+    ReleasePlan(version="1.5.0", sequence=6, rewrite_every=1),
 ]
 CLOSED = {"FINISHED", "ERROR", "CANCELED"}
 DENIED_REASON = "interlock"
+_STAGED = {"STAGED", "WAIT_WINDOW", "ARMED"}
+_REFUSALS = re.compile(r"\b(?:source|trust|payload)\.[a-z-]+")
 QUIET_S = 6.0
 """How long an armed or injecting injector is watched for a reboot that must not come."""
-LINK_KIB_PER_S = 2048
+LINK_KIB_PER_S = 1024
 """Site bandwidth cap in the power-cut step: slow enough to be cut in the middle."""
 REFETCH_LIMIT_BYTES = 16 << 20
 
@@ -37,7 +48,7 @@ class Story:
         self.plant = plant
         self.timeline = timeline
         self.watches: dict[str, PhaseWatch] = {}
-        self.releases: dict[str, str] = {}
+        self.releases: dict[str, int] = {}
 
     # -- setting ---
 
@@ -53,6 +64,8 @@ class Story:
             f"building {count} root file systems of {size} MiB with mke2fs from real files, indexing, compressing, signing"
         )
         self.plant.build(PLANS, done=lambda plan: self.timeline.progress(f"release {plan.version} is built"))
+        for version in ("1.1.0", "1.2.0"):
+            self.releases[version] = self.plant.publish(version)
         for serial in (MAIN, SECOND):
             machine = self.plant.add_device(serial, watcher=self._watcher(serial))
             machine.power_on()
@@ -84,18 +97,18 @@ class Story:
         )
         expect(machine.version() == "1.1.0", f"the device runs {machine.version()}, expected 1.1.0")
         expect(machine.booted != before, f"the device still runs from slot {before}")
-        seen = self._ordered(watch, "TRANSFER", "STAGED", "TRIAL")
-        expect(seen, f"phases were {watch.phases}, expected TRANSFER, STAGED, TRIAL in this order")
+        seen = self._ordered(watch, "TRANSFER", "TRIAL", "COMMITTED")
+        expect(seen, f"phases were {watch.phases}, expected TRANSFER, TRIAL, COMMITTED in this order")
         step.detail = f"slot {before} → {machine.booted}, release {FACTORY_VERSION} → 1.1.0, committed after health checks"
 
-    def start_broken_release(self) -> str:
+    def start_broken_release(self) -> int:
         """Assign the broken release to the second device; it spends its health deadline while other steps go on."""
         self.timeline.say(
-            "meanwhile the second device gets release 1.2.0, whose HAL looks at a port that does not exist"
+            "meanwhile the second device gets release 1.2.0, whose panel application never comes up"
         )
         return self._deploy("1.2.0", SECOND)
 
-    def broken_release_rolls_back(self, step: Step, deployment: str) -> None:
+    def broken_release_rolls_back(self, step: Step, deployment: int) -> None:
         """Health is red in the new slot until the deadline: the old slot boots again, and the reason reaches the server."""
         machine, watch = self.plant.machines[SECOND], self.watches[SECOND]
         self._until(
@@ -116,14 +129,15 @@ class Story:
         """One flipped byte in a pack, then one forged metadata file: neither reaches a bootable slot."""
         machine, watch = self.plant.machines[MAIN], self.watches[MAIN]
         boots, version = machine.boots, machine.version()
-        release = self.releases.setdefault("1.3.0", self.plant.publish("1.3.0"))
+        self.releases["1.3.0"] = self.plant.publish("1.3.0")
         pack = self._target_file("1.3.0", "pack.twpk")
-        with _flipped(pack, pack.stat().st_size // 2):
+        offset = self._fetched_byte(new="1.3.0", known=(FACTORY_VERSION, version))
+        with _flipped(pack, offset):
             self.timeline.say(
-                "one byte of the published pack is flipped on the server's disk", lane="server", kind="cut"
+                f"byte {offset} of the published pack is flipped on disk", lane="server", kind="cut"
             )
-            deployment = self.plant.enterprise.deploy(release, MAIN)
-            pack_code = self._refusal(watch, deployment)
+            pack_code = self._refusal(watch, self.plant.enterprise.deploy(self.releases["1.3.0"], MAIN))
+        # A new release means new delegated metadata, which the device has not cached yet.
         self.releases["1.4.0"] = self.plant.publish("1.4.0")
         metadata = max(
             (self.plant.enterprise.repository / "metadata").glob("*.os.json"),
@@ -135,8 +149,7 @@ class Story:
                 lane="server",
                 kind="cut",
             )
-            deployment = self.plant.enterprise.deploy(self.releases["1.4.0"], MAIN)
-            metadata_code = self._refusal(watch, deployment)
+            metadata_code = self._refusal(watch, self.plant.enterprise.deploy(self.releases["1.4.0"], MAIN))
         expect(machine.boots == boots, f"the device booted {machine.boots - boots} times during the attack")
         expect(
             machine.version() == version,
@@ -166,6 +179,7 @@ class Story:
         self.timeline.say(f"the injection runs; the update waits for: {reasons}", lane=MAIN)
         self._nothing_reboots(machine, boots, "injecting")
         injector.do("abort")
+        self.timeline.wait("pressure falls", lambda: injector.state()["pressure_kpa"] < 20, timeout_s=20)
         injector.do("disarm")
         injector.wait_state("IDLE")
         self.timeline.say("the injection is over, the injector is idle", lane=MAIN)
@@ -186,16 +200,15 @@ class Story:
         machine.kill("agent")  # the cap is read at start
         self.timeline.say(f"hospital IT caps the line at {LINK_KIB_PER_S} KiB/s", lane=MAIN)
         deployment = self._deploy("1.5.0", MAIN)
-        self._until(
-            watch, "half of the slot is written", lambda: self._written_ratio(watch) > 0.5, timeout_s=60
-        )
+        half = "half of the bytes are here"
+        self._until(watch, half, lambda: self._fetched_ratio(watch) > 0.5, timeout_s=60)
         before = dict(watch.status["bytes"])
         machine.kill("updater", "agent")
         self.timeline.say(
             f"SIGKILL for updater and agent after {before['fetched'] / 1e6:.1f} MB", lane=MAIN, kind="cut"
         )
         watch.status, watch.phases[:] = {}, []
-        self._until(watch, "the rest is fetched", lambda: self._ordered(watch, "STAGED"), timeout_s=90)
+        self._until(watch, "the rest is fetched", lambda: watch.phase in _STAGED, timeout_s=90)
         after = dict(watch.status["bytes"])
         self._until(
             watch, "the new release commits", lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=60
@@ -224,17 +237,17 @@ class Story:
             f"{event} {detail}", lane=serial, kind=kinds.get(event, "note")
         )
 
-    def _deploy(self, version: str, serial: str) -> str:
+    def _deploy(self, version: str, serial: str) -> int:
         if version not in self.releases:
             self.releases[version] = self.plant.publish(version)
         self.watches[serial].forget()
         self.timeline.say(f"release {version} is assigned to {serial}", lane="server")
         return self.plant.enterprise.deploy(self.releases[version], serial)
 
-    def _state(self, serial: str, deployment: str) -> str:
+    def _state(self, serial: str, deployment: int) -> str:
         return str(self.plant.enterprise.action(serial, deployment)["state"])
 
-    def _report(self, serial: str, deployment: str) -> Any:
+    def _report(self, serial: str, deployment: int) -> Any:
         action = self.plant.enterprise.action(serial, deployment)
         return action.get("history", action)
 
@@ -243,32 +256,24 @@ class Story:
     ) -> None:
         self.timeline.wait(what, condition, timeout_s=timeout_s, show=watch.line)
 
-    def _refusal(self, watch: PhaseWatch, deployment: str) -> str:
-        """Stable code with which the update was refused; the deployment is closed or canceled afterwards."""
+    def _refusal(self, watch: PhaseWatch, deployment: int) -> str:
+        """Stable code with which the update was refused, as the server learned it; the action is closed afterwards."""
         watch.forget()
+        found: list[str] = []
 
         def refused() -> bool:
-            last = watch.status.get("last") or {}
-            return (
-                last.get("code", "").split(".")[0] in {"source", "trust", "payload"}
-                and "TRIAL" not in watch.phases
-            )
+            found[:] = _REFUSALS.findall(json.dumps(self._report(MAIN, deployment)))
+            return bool(found)
 
-        old = (watch.status.get("last") or {}).get("at_utc")
-        self._until(
-            watch,
-            "the release is refused",
-            lambda: refused() and (watch.status.get("last") or {}).get("at_utc") != old,
-            timeout_s=60,
-        )
-        code = str(watch.status["last"]["code"])
+        self._until(watch, "the release is refused", refused, timeout_s=60)
+        expect("TRIAL" not in watch.phases, f"a tampered release was booted: {watch.phases}")
         if self._state(MAIN, deployment) not in CLOSED:
             self.plant.enterprise.api("POST", f"/deployments/{deployment}/cancel")
-            self._until(
-                watch, "the cancel is done", lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=30
-            )
-        self.timeline.say(f"refused: {code}: {watch.status['last']['text']}", lane=MAIN, kind="good")
-        return code
+            closed = "the cancel is done"
+            self._until(watch, closed, lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=30)
+        text = (watch.status.get("last") or {}).get("text", "") if found[0].startswith("source") else ""
+        self.timeline.say(f"refused: {found[0]} {text}".strip(), lane=MAIN, kind="good")
+        return found[0]
 
     def _waits_for_interlock(self, watch: PhaseWatch) -> bool:
         return any(DENIED_REASON in reason for reason in watch.status.get("waiting_for") or [])
@@ -279,15 +284,28 @@ class Story:
             expect(machine.boots == boots, f"the device rebooted while the injector was {state}")
             time.sleep(POLL_S)
 
-    def _written_ratio(self, watch: PhaseWatch) -> float:
+    def _fetched_ratio(self, watch: PhaseWatch) -> float:
         amount = watch.status.get("bytes") or {}
-        if watch.phase != "TRANSFER" or not amount.get("total"):
+        if watch.phase != "TRANSFER" or not amount.get("expected_fetch"):
             return 0.0
-        return float(amount["written"]) / float(amount["total"])
+        return float(amount["fetched"]) / float(amount["expected_fetch"])
 
     def _ordered(self, watch: PhaseWatch, *phases: str) -> bool:
         remaining = iter(watch.phases)
         return all(any(phase == seen for seen in remaining) for phase in phases)
+
+    def _fetched_byte(self, *, new: str, known: tuple[str, ...]) -> int:
+        """Offset in the pack of `new` of a byte that a device with the `known` releases has to fetch."""
+        held: set[bytes] = set()
+        for version in known:
+            with _opened_index(self.plant.build_dir(version) / "index.twci") as index:
+                held |= {index.chunk_hash(number) for number in range(index.header.chunk_count)}
+        with _opened_index(self.plant.build_dir(new) / "index.twci") as index:
+            for number in range(index.header.chunk_count // 2, index.header.chunk_count):
+                unit = index.unit(number)
+                if unit.method in (Method.ZSTD, Method.RAW) and index.chunk_hash(number) not in held:
+                    return unit.offset + unit.stored_bytes // 2
+        raise StepFailedError(f"release {new} has no chunk that is not in {' or '.join(known)} too")
 
     def _target_file(self, version: str, name: str) -> Path:
         directory = self.plant.enterprise.repository / f"targets/releases/injector/{version}"
@@ -295,6 +313,12 @@ class Story:
         if not found:
             raise StepFailedError(f"the repository holds no {name} of release {version}")
         return found[0]
+
+
+@contextmanager
+def _opened_index(path: Path) -> Iterator[IndexReader]:
+    with path.open("rb") as file:
+        yield IndexReader(lambda offset, length: os.pread(file.fileno(), length, offset), path.stat().st_size)
 
 
 class _flipped:

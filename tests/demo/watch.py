@@ -40,7 +40,7 @@ class PhaseWatch:
         waiting = ", ".join(self.status.get("waiting_for") or [])
         text = self.phase
         if amount.get("total") and self.phase in {"TRANSFER", "VERIFY"}:
-            ratio = amount["written"] / amount["total"]
+            ratio = (amount["written"] + amount["skipped"]) / amount["total"]
             text += f" [{'#' * int(ratio * 24):24}] {ratio:4.0%}, {amount['fetched'] / 1e6:.1f} MB fetched"
         return text + (f" waiting for {waiting}" if waiting else "")
 

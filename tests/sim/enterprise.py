@@ -14,8 +14,6 @@ from typing import Any, Self
 
 import requests
 
-from tests.sim.image import dump_toml
-
 PRODUCT = "injector"
 _READY = re.compile(r"ready device=https://[^:]+:(\d+) console=https://[^:]+:(\d+)")
 
@@ -96,20 +94,19 @@ class Enterprise:
     def start(self) -> Self:
         """Start the server process and wait until it listens."""
         settings = {
-            "server": {
-                "data_dir": str(self.home / "server"),
-                "tenant": "default",
-                "device_listen": f"127.0.0.1:{self.device_port}",
-                "console_listen": f"127.0.0.1:{self.console_port}",
-                "tls_cert": str(self.home / "tls/cert.pem"),
-                "tls_key": str(self.home / "tls/key.pem"),
-                "device_cas": str(self.pki / "device-cas.pem"),
-                "repository_dir": str(self.repository),
-                "poll_sleep_s": self.poll_sleep_s,
-            }
+            "device_url": "https://localhost:{port}",
+            "data_dir": str(self.home / "server"),
+            "tenant": "default",
+            "device_listen": f"127.0.0.1:{self.device_port}",
+            "console_listen": f"127.0.0.1:{self.console_port}",
+            "tls_cert": str(self.home / "tls/cert.pem"),
+            "tls_key": str(self.home / "tls/key.pem"),
+            "device_ca": str(self.pki / "device-cas.pem"),
+            "repository_dir": str(self.repository),
+            "poll_sleep_s": self.poll_sleep_s,
         }
         config = self.home / "server.toml"
-        config.write_text(dump_toml(settings))
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
         log = (self.home / "server.log").open("a")
         program = str(Path(sys.executable).parent / "tidewaiter-server")
         self._process = subprocess.Popen(
@@ -175,9 +172,8 @@ class Enterprise:
         identity = self.home / f"identities/{serial}"
         run("tidewaiter-factory", "device", "--pki", self.pki, "--serial", serial, "--out", identity)
         certificate = (identity / "cert.pem").read_text()
-        self.api(
-            "POST", "/devices", {"device_id": serial, "serial": serial, "hw": hw, "certificate": certificate}
-        )
+        body = {"id": serial, "model": "Injector A1", "hw": hw, "certificate_pem": certificate}
+        self.api("POST", "/devices", body)
         return identity
 
     def build(self, image: Path, out: Path, *, version: str, sequence: int, **options: Any) -> dict[str, Any]:
@@ -205,11 +201,11 @@ class Enterprise:
     def publish(self, build: Path) -> None:
         run("tidewaiter-release", "publish", "--repo", self.repository, "--keys", self.keys, build)
 
-    def import_release(self, version: str) -> str:
+    def import_release(self, version: str) -> int:
         """Make a published release known to the server; returns its id."""
-        return str(self.api("POST", "/releases", {"product": PRODUCT, "version": version})["id"])
+        return int(self.api("POST", "/releases", {"product": PRODUCT, "version": version})["id"])
 
-    def deploy(self, release_id: str, *serials: str, **options: Any) -> str:
+    def deploy(self, release_id: int, *serials: str, **options: Any) -> int:
         """Assign a release to devices; returns the deployment's id."""
         body = {
             "release_id": release_id,
@@ -218,11 +214,11 @@ class Enterprise:
             "confirm": False,
             "window": None,
         }
-        return str(self.api("POST", "/deployments", body | options)["id"])
+        return int(self.api("POST", "/deployments", body | options)["id"])
 
-    def action(self, serial: str, deployment: str) -> dict[str, Any]:
+    def action(self, serial: str, deployment: int) -> dict[str, Any]:
         """The device's action of a deployment: state, code, history."""
         for action in self.api("GET", f"/devices/{serial}/actions")["items"]:
-            if str(action["deployment_id"]) == deployment:
+            if action["deployment_id"] == deployment:
                 return dict(action)
         raise CommandFailedError(f"{serial} has no action of deployment {deployment}")

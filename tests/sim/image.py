@@ -52,6 +52,8 @@ class ImageSpec:
     ballast_bytes: int = 0
     ballast_seed: str = ""
     """A changed seed rewrites a part of the ballast, as a real update does."""
+    rewrite_every: int = 10
+    """Every n-th ballast file carries the seed; 1 makes a release that shares next to nothing with others."""
 
 
 def default_settings(spec: ImageSpec) -> dict[str, dict[str, Any]]:
@@ -110,7 +112,7 @@ def build_image(spec: ImageSpec, target: Path, *, work: Path) -> Path:
         (own / name).write_bytes(data)
     (work / "etc").mkdir()
     (work / "etc/os-release").write_text(f'ID=tidewaiter-example\nVERSION_ID="{spec.version}"\n')
-    _copy_ballast(work / "usr/share/ballast", limit_bytes=spec.ballast_bytes, seed=spec.ballast_seed)
+    _copy_ballast(spec, work / "usr/share/ballast")
     for path in work.rglob("*"):
         os.utime(path, (_EPOCH, _EPOCH))
     target.unlink(missing_ok=True)
@@ -165,20 +167,19 @@ def _toml_value(value: Any) -> str:
     return "[" + ", ".join(_toml_value(item) for item in value) + "]"
 
 
-def _copy_ballast(target: Path, *, limit_bytes: int, seed: str) -> None:
-    """Real files (the interpreter's own library) up to `limit_bytes`; about every tenth gets a line that depends on `seed`."""
+def _copy_ballast(spec: ImageSpec, target: Path) -> None:
+    """Real files (the interpreter's own library) up to the limit; some begin with a line that depends on the seed."""
     target.mkdir(parents=True)
     used = 0
     for number, (name, path) in enumerate(_library_files()):
         size = path.stat().st_size
-        if used + size + 4096 > limit_bytes:
+        if used + size + 4096 > spec.ballast_bytes:
             continue
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        data = path.read_bytes()
-        if seed and number % 10 == 0:
-            data += f"\n# release {seed}\n".encode()
-        copy.write_bytes(data)
+        changed = spec.ballast_seed and number % spec.rewrite_every == 0
+        head = f"# release {spec.ballast_seed}\n".encode() if changed else b""
+        copy.write_bytes(head + path.read_bytes())
         used += size + 4096
 
 

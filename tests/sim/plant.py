@@ -27,6 +27,8 @@ class ReleasePlan:
     """Tables of the image's tidewaiter.toml that differ."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of `tidewaiter-release build` (consent, hold_s, ...)."""
+    rewrite_every: int = 10
+    """See `ImageSpec.rewrite_every`."""
 
 
 @dataclass(slots=True)
@@ -44,9 +46,9 @@ class Plant:
         self.enterprise = Enterprise(self.home / "enterprise")
 
     def open(self) -> None:
-        """PKI, repository, server, factory image."""
+        """PKI, repository, server, and the factory release, built like any other but never published."""
         self.enterprise.establish().start()
-        self._image(ReleasePlan(version=FACTORY_VERSION, sequence=1))
+        self.build([ReleasePlan(version=FACTORY_VERSION, sequence=1)])
 
     def build(
         self, plans: list[ReleasePlan], *, done: Callable[[ReleasePlan], None] = lambda plan: None
@@ -62,7 +64,7 @@ class Plant:
         with ThreadPoolExecutor(max_workers=2) as pool:
             list(pool.map(one, plans))
 
-    def publish(self, version: str) -> str:
+    def publish(self, version: str) -> int:
         """Sign and publish a built release and import it into the server; returns the server's release id."""
         self.enterprise.publish(self.build_dir(version))
         return self.enterprise.import_release(version)
@@ -106,6 +108,7 @@ class Plant:
             image_bytes=self.image_bytes,
             ballast_bytes=self.ballast_bytes,
             ballast_seed=plan.version,
+            rewrite_every=plan.rewrite_every,
             settings=settings,
             trust_files={
                 "root.json": self.enterprise.trusted_root,
