@@ -20,7 +20,15 @@ from tidewaiter_updater.errors import (
     SourceRefusedError,
     TrustError,
 )
-from tidewaiter_updater.model import BootEnv, Channel, Consent, FloorValues, Scope
+from tidewaiter_updater.model import (
+    BootEnv,
+    ByteCounts,
+    Channel,
+    Consent,
+    FloorValues,
+    Scope,
+    TransferProgress,
+)
 from tidewaiter_updater.status import render_status
 from tidewaiter_updater.transaction import Site
 from tidewaiter_updater.transfer import TransferControl
@@ -239,6 +247,17 @@ def test_a_staged_release_is_read_back_recorded_and_audited() -> None:
     assert device.storage.documents["slots"]["B"]["digest"] == made.release.digest
     assert device.audited()[-2:] == ["update.installing", "update.staged"]
     assert not env_of(device).ok_b, "staged is not bootable"
+
+
+def test_a_read_back_does_not_hide_what_the_transfer_fetched() -> None:
+    _, _, engine = device_with()
+    transaction = engine.transaction
+    transaction.report(
+        TransferProgress(counts=ByteCounts(total=100, written=100, fetched=70, expected_fetch=70))
+    )
+    transaction.report_read_back(TransferProgress(counts=ByteCounts(total=100, skipped=40)))
+    shown = render_status(transaction)["bytes"]
+    assert (shown["fetched"], shown["expected_fetch"], shown["skipped"]) == (70, 70, 40)
 
 
 def test_unchanged_chunks_are_not_fetched() -> None:

@@ -123,7 +123,7 @@ class Effects:
         if release is None:
             raise RuntimeError("a read-back without a release")
         self.bad_chunks = self._t.ports.slots.read_back(
-            entry.target, release, report=self._t.report, control=self._control
+            entry.target, release, report=self._t.report_read_back, control=self._control
         )
 
     def _record_slot(self) -> None:

@@ -128,9 +128,17 @@ class Transaction:
         self.touch()
 
     def report(self, progress: TransferProgress) -> None:
-        """Progress of the transfer or read-back that runs."""
+        """Progress of the transfer that runs."""
         with self.lock:
             self.progress = progress
+        self.touch()
+
+    def report_read_back(self, progress: TransferProgress) -> None:
+        """Progress of the read-back; what the transfer fetched, and from where, stays on show."""
+        with self.lock:
+            done = self.progress.counts
+            counts = replace(progress.counts, fetched=done.fetched, expected_fetch=done.expected_fetch)
+            self.progress = replace(self.progress, counts=counts)
         self.touch()
 
     def conclude(self, code: str, text: str) -> None:
