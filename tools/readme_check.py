@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.reference import ROOT, help_text, programs
+from tools.reference import ROOT, help_text, programs, subcommands
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs")
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -62,9 +62,7 @@ def _command(where: str, words: list[str], known: set[str], targets: set[str]) -
     commands: list[str] = []
     text = help_text(words[0])
     for word in words[1:]:
-        # A word is a subcommand as long as the help of what came before offers it in braces.
-        offered = {choice for group in re.findall(r"\{([a-z0-9_,-]+)\}", text) for choice in group.split(",")}
-        if word not in offered:
+        if word not in subcommands(text):
             break
         commands.append(word)
         text = help_text(words[0], *commands)

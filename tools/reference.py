@@ -130,15 +130,14 @@ def helps(program: str, *words: str) -> Iterator[tuple[str, str]]:
     """(name, help text) of a program and, recursively, of its subcommands."""
     text = help_text(program, *words)
     yield " ".join([program, *words]), text
-    found = re.search(r"\{([a-z0-9_,-]+)\}", text.split("\n\n")[0]) if "usage:" in text else None
-    if found and _has_subcommands(text, found[1]):
-        for word in found[1].split(","):
-            yield from helps(program, *words, word)
+    for word in subcommands(text):
+        yield from helps(program, *words, word)
 
 
-def _has_subcommands(text: str, choices: str) -> bool:
-    # argparse prints a positional group `  {a,b}`; an option's choices stand behind a flag.
-    return re.search(rf"^ +\{{{re.escape(choices)}\}}", text, re.MULTILINE) is not None
+def subcommands(text: str) -> list[str]:
+    """Names of the subcommands in an argparse help text: lines indented by four below the positional arguments."""
+    found = re.search(r"^positional arguments:\n(?:  .*\n)+", text, re.MULTILINE)
+    return re.findall(r"^    ([a-z][a-z0-9-]*)(?= |$)", found[0], re.MULTILINE) if found else []
 
 
 def help_text(program: str, *words: str) -> str:

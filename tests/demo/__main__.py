@@ -104,7 +104,8 @@ def _no_listener(timeline: Timeline, listening: ListenWatch) -> None:
             raise StepFailedError(
                 f"only {listening.samples} samples of {len(listening.processes)} processes were taken"
             )
-        step.detail = f"{listening.samples} samples of {', '.join(sorted(listening.processes))}: none"
+        seen = f"{listening.samples} samples, {listening.ss_samples} of them by ss"
+        step.detail = f"{seen}, of {', '.join(sorted(listening.processes))}: none"
 
 
 def _close(plant: Plant, world: Path, out: Path, *, keep: bool) -> None:

@@ -1,5 +1,9 @@
 """Eyes of the demo: the updater's phase over its local socket, and every INET socket that a device process might listen on."""
 
+import os
+import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -66,10 +70,14 @@ class PhaseWatch:
 
 
 class ListenWatch:
-    """Samples the sockets of all device processes; one listening INET socket, or a bound UDP one, fails the demo."""
+    """Samples the sockets of all device processes; one listening INET socket, or a bound UDP one, fails the demo.
+
+    Two witnesses: psutil, always, and `ss -Hlntup` (iproute2), where it is installed.
+    """
 
     def __init__(self, pids: Callable[[], dict[str, int]]) -> None:
         self.samples = 0
+        self.ss_samples = 0
         self.found: set[str] = set()
         self.processes: set[str] = set()
         self._pids = pids
@@ -82,10 +90,23 @@ class ListenWatch:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        ss = shutil.which("ss", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin")
         while not self._stop.wait(0.25):
-            for name, pid in self._pids().items():
+            pids = self._pids()
+            for name, pid in pids.items():
                 self._look(name, pid)
             self.samples += 1
+            if ss is not None and self.samples % 4 == 0:
+                self._ask_ss(ss, pids)
+
+    def _ask_ss(self, program: str, pids: dict[str, int]) -> None:
+        shown = subprocess.run([program, "-Hlntup"], capture_output=True, text=True, check=True).stdout
+        self.ss_samples += 1
+        names = {pid: name for name, pid in pids.items()}
+        for line in shown.splitlines():
+            for pid in map(int, re.findall(r"pid=(\d+)", line)):
+                if pid in names:
+                    self.found.add(f"{names[pid]} (pid {pid}) in ss: {' '.join(line.split())}")
 
     def _look(self, name: str, pid: int) -> None:
         try:
