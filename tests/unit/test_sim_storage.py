@@ -94,6 +94,19 @@ def test_a_rename_that_was_not_synced_may_be_undone() -> None:
     assert files_in(left_by(storage)) == {b"old", b"content"}
 
 
+def test_a_rename_on_fat_has_four_outcomes() -> None:
+    storage = Storage({("directory", "/esp"): b"", ("file", "/esp/old"): b"kernel"})
+    disk = SimDisk(storage, fat=Path("/esp"))
+    disk.replace(Path("/esp/old"), Path("/esp/new"))
+    found = {
+        tuple(content.get(("file", f"/esp/{name}")) for name in ("old", "new"))
+        for content in left_by(storage)
+    }
+    assert found == {(b"kernel", None), (None, b"kernel"), (b"kernel", b"kernel"), (None, None)}
+    disk.sync_directory(Path("/esp"))
+    assert files_in(left_by(storage), Path("/esp/new")) == {b"kernel"}
+
+
 def test_a_file_in_a_directory_that_was_not_synced_may_vanish_with_it() -> None:
     storage = Storage({})
     disk = SimDisk(storage)

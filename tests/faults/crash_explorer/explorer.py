@@ -41,9 +41,9 @@ class Figures:
 
     points: int = 0
     first_cuts: int = 0
-    """Distinct images of the story."""
+    """Distinct images of the story; other stories may have led to them as well."""
     second_cuts: int = 0
-    """Distinct images of recoveries."""
+    """Images that were first met in a recovery of this story."""
     violations: int = 0
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
@@ -68,7 +68,7 @@ class Effort:
     first_in: int = 1
     """One of so many images of the story is booted."""
     second_in: int = 4
-    """One of so many images of each recovery is booted; 0 for none."""
+    """One of so many steps of each recovery is cut, other steps for other images; 0 for none."""
     stop_at_first: bool = False
 
 
@@ -124,12 +124,12 @@ class Explorer:
         """Boot an image unless another story led to it, and cut its recovery."""
         cuts = (image.label,)
         is_new = self._seen.boots(self._aftermath, image.mark)
-        self._figures.first_cuts += is_new
+        self._figures.first_cuts += 1
         if self._effort.second_in == 0:
             if is_new:
                 self._recovered(image, cuts, is_recorded=False)
         elif self._seen.cuts(self._aftermath, image.mark):
-            self._cut_again(self._recovered(image, cuts, is_recorded=True), cuts)
+            self._cut_again(self._recovered(image, cuts, is_recorded=True), cuts, image.mark)
 
     def _told(self) -> list[Point]:
         """The story without a cut; what it recorded even if it went wrong."""
@@ -151,9 +151,11 @@ class Explorer:
                     marks.add(mark)
                     yield _Image(content, mark, point.facts, point.label)
 
-    def _cut_again(self, points: list[Point], cuts: tuple[str, ...]) -> None:
-        for image in self._images(points):
-            if image.mark % self._effort.second_in == 0 and self._seen.boots(self._aftermath, image.mark):
+    def _cut_again(self, points: list[Point], cuts: tuple[str, ...], mark: int) -> None:
+        every = self._effort.second_in
+        chosen = [point for number, point in enumerate(points) if (mark + number) % every == 0]
+        for image in self._images(chosen):
+            if self._seen.boots(self._aftermath, image.mark):
                 self._figures.second_cuts += 1
                 both = (*cuts, image.label)
                 with self._noting(both, image.mark):
@@ -178,7 +180,7 @@ class Explorer:
             points = world.storage.points
             _expect_resumption(world, image.content)
             world.live()
-            check_end(world, scenario.end, home=scenario.home)
+            check_end(world, scenario.end, home=scenario.home, has_journal=scenario.has_journal)
         return points
 
     def _noting(self, cuts: tuple[str, ...], mark: int = 0) -> _Noting:

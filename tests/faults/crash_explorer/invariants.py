@@ -92,11 +92,12 @@ def _check_record(env: BootEnv | None, facts: Facts) -> None:
         raise Violation(f"I5: {env} is in force after the boot script, expected {facts.committed} committed")
 
 
-def check_end(world: World, end: End, *, home: SlotName) -> None:
+def check_end(world: World, end: End, *, home: SlotName, has_journal: bool) -> None:
     """A device at rest.
 
     Args:
         home: The slot that was committed when the story began.
+        has_journal: Nothing was taken from the state directory, so the outcome must be in the audit log.
 
     Raises:
         Violation: It rests in the wrong place, or not at all.
@@ -114,6 +115,10 @@ def check_end(world: World, end: End, *, home: SlotName) -> None:
         _check_rolled_back(world, env, content, home)
         if offered.txn not in quarantined:
             raise Violation("a release that failed is not in quarantine")
+    if has_journal:
+        kind = "update.committed" if end is End.COMMITS else "update.rolled_back"
+        if ("record", kind, str(offered.release.digest)) not in content:
+            raise Violation(f"{kind} is not in the audit log")
     _check_power_cycles(world, env)
 
 

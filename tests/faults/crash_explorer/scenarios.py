@@ -112,7 +112,12 @@ class Scenario:
     def aftermath(self) -> str:
         """Names everything but the image that a recovery depends on: stories that share it share their recoveries."""
         given = sorted(self.given.items())
-        return f"{self.backend.name} {self.offered().txn} {given} {self.end} {self.home}"
+        return f"{self.backend.name} {self.offered().txn} {given} {self.end} {self.home} {self.has_journal}"
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether a cut leaves the state directory alone."""
+        return self.after_cut is _unchanged
 
     @property
     def keeps_promises(self) -> bool:

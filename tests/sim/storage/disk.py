@@ -29,8 +29,13 @@ class _Open:
 class SimDisk:
     """The file system of a simulated device. Paths are absolute."""
 
-    def __init__(self, storage: Log) -> None:
+    def __init__(self, storage: Log, *, fat: Path | None = None) -> None:
+        """
+        Args:
+            fat: Below this a rename is not atomic: after a cut the old name, the new one, both or neither may exist.
+        """
         self._storage = storage
+        self._fat = fat
         self._files: dict[int, _Open] = {}
         self._descriptors = itertools.count(1000)
 
@@ -77,8 +82,10 @@ class SimDisk:
         with self._storage.lock:
             inode = self._file(source)
             old, new = self._place(source), self._place(target)
-            changes = ((*old, None), (*new, inode))
-            self._storage.issue(f"rename to {new[1]}", [Names(changes)])
+            changes = ((*new, inode), (*old, None))
+            is_atomic = self._fat is None or not target.is_relative_to(self._fat)
+            units = [Names(changes)] if is_atomic else [Names((change,), keeps=True) for change in changes]
+            self._storage.issue(f"rename to {new[1]}", units)
 
     def remove(self, path: Path) -> None:
         with self._storage.lock:

@@ -104,6 +104,8 @@ class Names:
 
     changes: tuple[tuple[str, str, int | None], ...]
     """(directory, name, inode)."""
+    keeps: bool = False
+    """The content stays although this change takes a name from it: half of a rename on FAT."""
 
     def apply(self, state: State) -> None:
         kept = {inode for _, _, inode in self.changes}
@@ -112,7 +114,7 @@ class Names:
             before = state.pop(key, None)
             if inode is not None:
                 state[key] = inode
-            if before is not None and before not in kept:
+            if before is not None and before not in kept and not self.keeps:
                 state.pop(("inode", before), None)  # no name leads to it any more
 
     def spoiled(self) -> Iterator[Unit]:
