@@ -8,32 +8,37 @@ health are toys (tests/sim/device.py).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from tidewaiter_core.audit import Actor, Outcome
 from tidewaiter_core.disk import Disk
 from tidewaiter_core.errors import TidewaiterError
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.floor import FloorStore
-from tidewaiter_updater.health import CheckList, MediumCheck, Trial
+from tidewaiter_updater.health import CheckList, MediumCheck
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
-from tidewaiter_updater.model import BootEnv, Channel, CheckResult, Consent, HealthCheck, Scope
+from tidewaiter_updater.model import BootEnv
 from tidewaiter_updater.phases import IN_TRIAL, TABLE, Phase, PhaseTable
 from tidewaiter_updater.ports import Ports
 from tidewaiter_updater.slot_store import DeviceSlots
 from tidewaiter_updater.state_files import StateFiles
 from tidewaiter_updater.transaction import Site
-from tidewaiter_updater.trust_wire import RoleFloor
 
 from tests.faults.crash_explorer.backends import Backend, Cmdline, Script
 from tests.faults.crash_explorer.releases import IMAGE_BYTES, LIMITS, Blocks, Made, Repository
+from tests.faults.crash_explorer.toys import (
+    HalCheck,
+    LedgerAudit,
+    SealingInjector,
+    SigningTrust,
+    consent_for,
+    new_boot_id,
+)
 from tests.faults.crash_explorer.watch import (
     DEVICES,
     Watch,
@@ -43,14 +48,13 @@ from tests.faults.crash_explorer.watch import (
     slot_blocks,
 )
 from tests.sim.clock import FakeClock
-from tests.sim.device import HW, PRODUCT, Power, ToyInjector, ToyReboot, Violation
+from tests.sim.device import HW, PRODUCT, Power, ToyReboot, Violation
 from tests.sim.storage import Content, SimDisk, SlotMedia, SlotMedium, Storage
 
 STATE = Path("/state")
 BOOT_LIMIT = 12
 ROUNDS = 30
 STEPS = 80
-ROLES = ("root", "timestamp", "snapshot", "targets", "os")
 
 
 def _control(backend: Backend, storage: Storage, cmdline: Cmdline) -> BootControl:
@@ -96,27 +100,6 @@ class Circumstances:
     """Syncs of the environment that lose everything."""
     cancel_in: Phase | None = None
     """Where a person cancels, once."""
-
-
-class LedgerAudit:
-    """Port AuditTrail: a record is durable when append returns. Only kinds and digests are kept."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def append(
-        self,
-        kind: str,
-        *,
-        actor: Actor,
-        outcome: Outcome = Outcome.OK,
-        fields: Mapping[str, Any] | None = None,
-    ) -> int:
-        digest = str((fields or {}).get("digest", ""))
-        self._storage.record(f"audit {kind}", ("record", kind, digest))
-        return self._storage.steps
-
-    def flush(self) -> None: ...
 
 
 class World:
@@ -166,7 +149,7 @@ class World:
         """What a power cycle makes anew."""
         power = Power()
         self.clock = FakeClock()
-        self.injector = _Injector(power, on_seal=lambda: self._perhaps_cancel(Phase.ARMED))
+        self.injector = SealingInjector(power, on_seal=lambda: self._perhaps_cancel(Phase.ARMED))
         self.reboot = ToyReboot(power)
         self.engine = None
         self.booted = None
@@ -208,7 +191,7 @@ class World:
         self.booted = booted
         running = self.images[slot_blocks(self.storage.view, booted)]
         is_sick = self.given.is_sick and running is self.given.offered
-        self.boot_id = _new_boot_id(self.storage.state)
+        self.boot_id = new_boot_id(self.storage.state)
         disk = self.parts.disk(self.storage)
         control = self.parts.control(self.backend, self.storage, lambda: f"ro tidewaiter.slot={booted}")
         boot = WatchedBoot(control, self.watch, lambda: self.storage.state)
@@ -224,14 +207,14 @@ class World:
             clock=self.clock,
             boot=boot,
             documents=documents,
-            trust=_Trust(self.given.known, floors),
+            trust=SigningTrust(self.given.known, floors),
             floors=WatchedFloors(floors, self.watch),
             slots=slots,
             interlock=self.injector,
             injector=self.injector,
             reboot=self.reboot,
             audit=LedgerAudit(self.storage),
-            health=CheckList([MediumCheck(slots), _HalCheck(is_sick=is_sick)]),
+            health=CheckList([MediumCheck(slots), HalCheck(is_sick=is_sick)]),
         )
         self.engine = Engine(
             ports,
@@ -277,7 +260,7 @@ class World:
             if engine.transaction.open_digest() is None:
                 offer = engine.check("relay", made.release.path)
                 if offer.installable and not self.runs_offered():
-                    engine.install(made.release.digest, consent=_consent(made), is_local=True)
+                    engine.install(made.release.digest, consent=consent_for(made), is_local=True)
         self.work()
         self._perhaps_cancel(Phase.STAGED)
         if engine.transaction.phase in (Phase.STAGED, Phase.WAIT_WINDOW) and not self.is_canceled:
@@ -345,64 +328,3 @@ class World:
 
     def _in_slot(self, slot: SlotName) -> Made | None:
         return self.images.get(slot_blocks(self.storage.view, slot))
-
-
-class _Injector(ToyInjector):
-    """Tells when a lease is sealed: after ARM, before the reboot."""
-
-    def __init__(self, power: Power, *, on_seal: Callable[[], None]) -> None:
-        super().__init__(power)
-        self._on_seal = on_seal
-
-    def seal(self, lease_id: str) -> None:
-        super().seal(lease_id)
-        self._on_seal()
-
-
-def _consent(made: Made) -> Consent | None:
-    """A release that cannot be undone is asked about at the device."""
-    if made.release.data.reversible:
-        return None
-    return Consent(
-        digest=made.release.digest,
-        scope=(Scope.INSTALL, Scope.ACTIVATE),
-        channel=Channel.LOCAL,
-        who="operator",
-        given_utc="2026-11-24T12:00:00.000Z",
-        expires_utc="2036-11-24T12:00:00.000Z",
-    )
-
-
-class _HalCheck:
-    """The check that a release asks for; `is_sick` says how it goes."""
-
-    name = "hal"
-
-    def __init__(self, *, is_sick: bool) -> None:
-        self._result = CheckResult.FAIL if is_sick else CheckResult.OK
-
-    def run(self, trial: Trial) -> HealthCheck:
-        return HealthCheck(name=self.name, result=self._result, detail="toy")
-
-
-class _Trust:
-    """Port Trust: a repository that signs what was published; each session raises the version floors, as the real one does."""
-
-    def __init__(self, releases: tuple[Made, ...], floors: FloorStore) -> None:
-        self._releases = {made.release.path: made for made in releases}
-        self._floors = floors
-
-    def check(self, source: str, release_path: str) -> bytes:
-        made = self._releases[release_path]
-        version = RoleFloor(version=made.release.sequence, keys="0" * 64)
-        self._floors.record_session(source, dict.fromkeys(ROLES, version), proven_utc=made.release.built_utc)
-        return made.data
-
-
-def _new_boot_id(state: Mapping[Any, Any]) -> str:
-    """A boot id that nothing on storage remembers. Not random: equal images must live equal lives."""
-    documents = b"".join(value for key, value in state.items() if key[0] in ("inode", "block"))
-    number = 1
-    while f"{number:08x}".encode() in documents:
-        number += 1
-    return f"{number:08x}" * 4
