@@ -59,7 +59,7 @@ def test_an_idle_injector_is_allowed_locked_and_given_back(
         assert busy.value.name == "io.tidewaiter.Interlock.Busy"
         assert hal.order("Check", purpose="reboot")["decision"]["allow"]
     hal.until(lambda: injector.state()["lockouts"] == 0, "the lease ends with its connection", timeout_s=3)
-    assert hal.order("GetLease")["lease"] is None
+    hal.until(lambda: hal.order("GetLease")["lease"] is None, "the hal notices that, too", timeout_s=3)
 
 
 def test_a_sealed_lease_is_found_after_a_reboot_of_the_host(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import socketserver
@@ -248,7 +249,16 @@ class ServerWorld:
             time.sleep(0.02)
 
     def wrap(self, connection: socket.socket) -> socket.socket:
-        return connection if self._plain else self._context.wrap_socket(connection, server_side=True)
+        """The connection after its handshake; a refused client gets to read the alert that names the reason."""
+        if self._plain:
+            return connection
+        wrapped = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        try:
+            wrapped.do_handshake()
+        except OSError:
+            _let_the_alert_arrive(wrapped)
+            raise
+        return wrapped
 
     def next_connection(self) -> int:
         with self.lock:
@@ -441,3 +451,13 @@ class _Request(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet: failures show the requests themselves."""
+
+
+def _let_the_alert_arrive(connection: ssl.SSLSocket) -> None:
+    """Closing with unread bytes resets the connection, and the reset overtakes the TLS alert on its way to the client."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as raw, contextlib.suppress(OSError):
+        raw.settimeout(1)
+        raw.shutdown(socket.SHUT_WR)
+        while raw.recv(4096):
+            pass
+    connection.close()
