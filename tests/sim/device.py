@@ -38,7 +38,7 @@ from tidewaiter_updater.model import (
     RunningRelease,
     TransferProgress,
 )
-from tidewaiter_updater.ports import Control, Ports, Report
+from tidewaiter_updater.ports import Control, Notify, Ports, Report
 from tidewaiter_updater.transaction import Site
 
 from tests.sim.boot import BootScript
@@ -229,6 +229,7 @@ class ToySlots:
         resume: bool,
         cap_bytes: int | None,
         report: Report,
+        notify: Notify,
         control: Control,
     ) -> None:
         if self.faults:

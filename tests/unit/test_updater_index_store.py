@@ -9,6 +9,7 @@ from tidewaiter_core.errors import StateWriteError
 from tidewaiter_core.payload import PayloadError
 from tidewaiter_updater.errors import SourceError
 from tidewaiter_updater.index_store import IndexStore
+from tidewaiter_updater.readback import IndexTable
 
 from tests.sim.packs import MemorySource, Packed, packed, random_image
 from tests.sim.state_disk import StateDisk
@@ -55,7 +56,7 @@ def test_flipped_bit_anywhere_in_an_index_is_refused_before_it_is_parsed(
 
 
 def test_a_hash_table_survives_and_names_its_sizes(image: Packed, store: IndexStore) -> None:
-    store.keep_hashes(image.index)
+    store.keep_hashes(IndexTable(image.index))
     table = store.hashes(image.component.image_root)
     assert table is not None
     with table:
@@ -71,17 +72,17 @@ def test_a_hash_table_survives_and_names_its_sizes(image: Packed, store: IndexSt
 def test_a_damaged_hash_table_is_as_good_as_none(
     image: Packed, store: IndexStore, tmp_path: Path, damage: object
 ) -> None:
-    store.keep_hashes(image.index)
+    store.keep_hashes(IndexTable(image.index))
     path = tmp_path / "index" / f"{image.component.image_root}.hashes"
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     assert store.hashes(image.component.image_root) is None
 
 
 def test_only_what_belongs_to_a_slot_is_kept(image: Packed, store: IndexStore, tmp_path: Path) -> None:
-    store.keep_hashes(image.index)
+    store.keep_hashes(IndexTable(image.index))
     (tmp_path / "index" / ("0" * 64 + ".hashes")).write_bytes(b"old")
     (tmp_path / "index" / ("1" * 64 + ".twci")).write_bytes(b"old")
-    store.keep_only(roots={image.component.image_root}, indexes=set())
+    store.keep_only(roots={image.component.image_root}, parts=set())
     assert [path.name for path in (tmp_path / "index").iterdir()] == [f"{image.component.image_root}.hashes"]
 
 

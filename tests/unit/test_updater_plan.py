@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload import Method, Unit
 from tidewaiter_updater.plan import GAP_LIMIT_BYTES, HashLookup, Span, spans
 
@@ -61,6 +62,7 @@ def assert_holds(span: Span, placed: list[tuple[int, int]]) -> None:
 @dataclass
 class Table:
     hashes: list[bytes]
+    image_root: Sha256 = field(default_factory=lambda: Sha256.of(b""))
     image_bytes: int = 0
     chunk_bytes: int = 4096
     chunk_count: int = field(init=False)

@@ -10,6 +10,7 @@ from tidewaiter_updater.errors import BudgetError, InstallCancelledError, SlotEr
 from tidewaiter_updater.health import NeverControl
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.model import SlotRecord, TransferProgress
+from tidewaiter_updater.ports import Notice
 from tidewaiter_updater.slot_store import DeviceSlots
 
 from tests.sim.clock import FakeClock
@@ -37,6 +38,7 @@ class Bench:
         self.source = MemorySource.of(self.old, self.new)
         self.records: dict[SlotName, SlotRecord] = {}
         self.reports: list[TransferProgress] = []
+        self.notices: list[Notice] = []
         self.slots = DeviceSlots(
             self.paths,
             store=IndexStore(folder / "index"),
@@ -56,6 +58,7 @@ class Bench:
             resume=False,
             cap_bytes=cap_bytes,
             report=self.reports.append,
+            notify=self.notices.append,
             control=Canceled() if cancel else NeverControl(),
         )
         self.records[slot] = SlotRecord(

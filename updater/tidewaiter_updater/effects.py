@@ -6,6 +6,7 @@ a power cut makes it repeat.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from tidewaiter_core.audit import Outcome
@@ -17,8 +18,10 @@ from tidewaiter_updater.errors import InterlockError
 from tidewaiter_updater.journal import JournalEntry
 from tidewaiter_updater.model import NO_TXN, BootEnv, FloorValues, SlotRecord, txn_of
 from tidewaiter_updater.phases import Effect, Phase
-from tidewaiter_updater.ports import Control
+from tidewaiter_updater.ports import Control, Notice
 from tidewaiter_updater.transaction import Transaction
+
+logger = logging.getLogger(__name__)
 
 
 class Effects:
@@ -33,6 +36,7 @@ class Effects:
         """The lease to seal, None where the injector has none."""
         self.resume = True
         """Whether the target may already hold parts of the image."""
+        self._noticed: set[tuple[str, Notice]] = set()
         self._table: Mapping[Effect, Callable[[], None]] = {
             Effect.AUDIT_INSTALLING: lambda: self._t.audit("update.installing"),
             Effect.DISARM: lambda: self._decide(lambda env: decision.disarm(env, self._entry.target)),
@@ -115,8 +119,17 @@ class Effects:
             resume=self.resume,
             cap_bytes=min(caps, default=None),
             report=self._t.report,
+            notify=self._notify,
             control=self._control,
         )
+
+    def _notify(self, notice: Notice) -> None:
+        """Audit what the transfer says, once: an attempt that is repeated finds the same again."""
+        if (self._entry.digest, notice) in self._noticed:
+            return
+        logger.warning("%s: %s", notice.code, notice.text)
+        self._t.audit("update.installing", outcome=Outcome.MINOR, code=notice.code, detail=notice.text)
+        self._noticed.add((self._entry.digest, notice))
 
     def _read_back(self) -> None:
         entry, release = self._entry, self._t.release

@@ -58,6 +58,15 @@ class BudgetError(TidewaiterError):
     code = "update.budget"
 
 
+class RouteClosedError(TidewaiterError):
+    """Chunks cannot go on coming the way that was planned (slot.active-differs, source.*); another way needs a plan of its own.
+
+    Raised before anything that was not planned is fetched. Not seen outside `slot_store`, which makes that plan or pauses.
+    """
+
+    code = "slot.active-differs"
+
+
 class InstallCancelledError(TidewaiterError):
     """The engine asked to stop; the slot stays unbootable and what was written is reused by the next attempt."""
 

@@ -1,9 +1,10 @@
-"""What the updater keeps about images: the index of the release being installed, and the hash tables of both slots.
+"""What the updater keeps about images: index or patch head of the release being installed, and the hash tables of both slots.
 
 All of it is a hint (invariant I3): the index is hashed against the signed release each time it is opened, a hash table against
 the image root in its name, and every chunk they promise is re-hashed when it is read. Losing the folder costs fetching.
-Layout: `<sha256>.twci`, `<image_root>.hashes`, `<image_root>.chunk0` (verified bytes that are written last), `writing.json`
-(which slot is half written with which image, so that the next attempt hashes the target instead of overwriting it).
+Layout: `<sha256>.twci`, `<sha256>.twph` (the head of a patch), `<image_root>.hashes`, `<image_root>.chunk0` (verified bytes that
+are written last), `writing.json` (which slot is half written with which image, so that the next attempt hashes the target
+instead of overwriting it).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -24,18 +25,24 @@ from tidewaiter_core.durable import (
     save_document,
     write_atomic,
 )
-from tidewaiter_core.errors import StateError, StateWriteError
+from tidewaiter_core.errors import StateError
 from tidewaiter_core.model import Sha256
-from tidewaiter_core.payload.components import IndexRef
+from tidewaiter_core.payload.components import IndexRef, PatchRef
 from tidewaiter_core.payload.index import IndexReader
 from tidewaiter_core.payload.limits import STANDARD, Limits
+from tidewaiter_core.payload.patch import PatchReader
 
-from tidewaiter_updater.errors import SourceError
-from tidewaiter_updater.sources import SPAN_LIMIT_BYTES, Source, hashed_path
+from tidewaiter_updater.plan import ChunkHashes
+from tidewaiter_updater.sources import Source, hashed_path
+from tidewaiter_updater.spool import Spool, SpooledPart
 
 _WINDOW_BYTES: Final = 64 * 1024
 _HASH_BYTES: Final = 32
 _MARK_SCHEMA: Final = 1
+_INDEX_SUFFIX: Final = ".twci"
+_HEAD_SUFFIX: Final = ".twph"
+_BY_ROOT: Final = frozenset({".hashes", ".chunk0"})
+_BY_DIGEST: Final = frozenset({_INDEX_SUFFIX, _HEAD_SUFFIX, ".part"})
 _TRAILER: Final = struct.Struct("<QQ")
 
 
@@ -81,6 +88,7 @@ class IndexStore:
         self._folder = folder
         self._disk = disk
         self._limits = limits
+        self._spool = Spool(folder, disk=disk)
         make_directory(folder, disk=disk)
 
     @contextlib.contextmanager
@@ -94,34 +102,59 @@ class IndexStore:
             PayloadError: What the release signed is no sound index.
             StateWriteError: No room for it.
         """
-        path = self._folder / f"{ref.sha256}.twci"
-        if not self._has_digest(path, ref, step):
-            self._fetch(ref, source, path, step)
-        disk = self._disk
-        fd = disk.open(path)
-        try:
-            reader = IndexReader(
-                lambda offset, length: disk.read_at(fd, length, offset), ref.length, limits=self._limits
-            )
+        with self._spool.opened(_index_part(ref), source, step) as read_at:
+            reader = IndexReader(read_at, ref.length, limits=self._limits)
             reader.verify_tables()
             yield reader
-        finally:
-            disk.close(fd)
+
+    @contextlib.contextmanager
+    def opened_head(
+        self, patch: PatchRef, source: Source, *, step: Callable[[], None] = lambda: None
+    ) -> Iterator[PatchReader]:
+        """The head of a patch, fetched first if it is not here or not intact; only its header is checked here.
+
+        Raises:
+            SourceError, StateWriteError: As for `opened`.
+            PayloadError: What the release signed is no patch of its length.
+        """
+        with self._spool.opened(_head_part(patch), source, step) as read_at:
+            yield PatchReader(read_at, patch.head_bytes, patch_bytes=patch.length, limits=self._limits)
+
+    def missing_bytes(self, ref: IndexRef | PatchRef) -> int:
+        """What opening the index, or the head of the patch, would fetch."""
+        part = _index_part(ref) if isinstance(ref, IndexRef) else _head_part(ref)
+        return 0 if self._spool.has(part) else part.length
 
     def hashes(self, image_root: str) -> HashTable | None:
         """The recorded hash table of an image; None if there is none that proves its root."""
-        path = self._folder / f"{Sha256.parse(image_root)}.hashes"
+        path = self._table(image_root)
         if not _is_table(path, disk=self._disk):
             return None
         return HashTable(path, self._disk.open(path), disk=self._disk)
 
-    def keep_hashes(self, index: IndexReader) -> None:
-        """Record the chunk hashes of an installed image."""
-        header = index.header
-        table = b"".join(index.chunk_hash(chunk) for chunk in range(header.chunk_count))
-        trailer = _TRAILER.pack(header.image_bytes, header.chunk_bytes)
-        path = self._folder / f"{header.image_root}.hashes"
-        write_atomic(path, table + trailer, disk=self._disk)
+    def keep_hashes(self, table: ChunkHashes) -> None:
+        """Record the chunk hashes of an installed image, unless they are recorded already."""
+        if not _is_table(self._table(table.image_root), disk=self._disk):
+            self.keep_table(
+                map(table.chunk_hash, range(table.chunk_count)),
+                image_root=table.image_root,
+                image_bytes=table.image_bytes,
+                chunk_bytes=table.chunk_bytes,
+            )
+
+    def keep_table(
+        self, hashes: Iterable[bytes], *, image_root: str, image_bytes: int, chunk_bytes: int
+    ) -> None:
+        """Record a table of chunk hashes, in chunk order.
+
+        Raises:
+            StateWriteError: No room for it.
+        """
+        table = bytearray()
+        for digest in hashes:
+            table += digest
+        table += _TRAILER.pack(image_bytes, chunk_bytes)
+        write_atomic(self._table(image_root), bytes(table), disk=self._disk)
 
     def mark_writing(self, slot: str, image_root: str) -> None:
         """Record, before the first changed byte, that `slot` is being filled with an image."""
@@ -153,75 +186,38 @@ class IndexStore:
             return None
         return data if hashlib.sha256(data).digest() == digest else None
 
-    def keep_only(self, *, roots: set[str], indexes: set[str]) -> None:
-        """Remove what belongs to no slot and no running transaction."""
+    def keep_only(self, *, roots: set[str], parts: set[str]) -> None:
+        """Remove what belongs to no slot and no running transaction.
+
+        Args:
+            roots: Images whose tables and first chunks stay.
+            parts: SHA-256 of indexes and patch heads that stay.
+        """
         for entry in self._disk.entries(self._folder):
             path = self._folder / entry.name
-            wanted = roots if path.suffix in (".hashes", ".chunk0") else indexes
-            if path.suffix in (".hashes", ".chunk0", ".twci", ".part") and path.stem not in wanted:
+            wanted = roots if path.suffix in _BY_ROOT else parts
+            if path.suffix in _BY_ROOT | _BY_DIGEST and path.stem not in wanted:
                 self._disk.remove(path)
 
     @property
     def _mark(self) -> Path:
         return self._folder / "writing.json"
 
+    def _table(self, image_root: str) -> Path:
+        return self._folder / f"{Sha256.parse(image_root)}.hashes"
+
     def _chunk0(self, image_root: str) -> Path:
         return self._folder / f"{image_root}.chunk0"
 
-    def _fetch(self, ref: IndexRef, source: Source, path: Path, step: Callable[[], None]) -> None:
-        part = path.with_suffix(".part")
-        try:
-            fd = self._disk.create(part)
-            try:
-                self._disk.truncate(fd, 0)
-                found = self._receive(ref, source, fd, step)
-                if found != ref.sha256:
-                    raise SourceError(
-                        f"{ref.path}: expected SHA-256 {ref.sha256}, found {found} in {ref.length} bytes; "
-                        "the index is not used and nothing was written to a slot",
-                        code="source.bad-bytes",
-                    )
-                self._disk.sync(fd)
-            finally:
-                self._disk.close(fd)
-            self._disk.replace(part, path)
-            self._disk.sync_directory(self._folder)
-        except OSError as err:
-            with contextlib.suppress(OSError):
-                self._disk.remove(part)
-            raise StateWriteError(
-                f"{path}: cannot be written ({err.strerror or err}); nothing was installed"
-            ) from err
 
-    def _receive(self, ref: IndexRef, source: Source, fd: int, step: Callable[[], None]) -> str:
-        """Write what the source sends to `fd`; returns its SHA-256."""
-        digest = hashlib.sha256()
-        repository_path = hashed_path(ref.path, ref.sha256)
-        for offset in range(0, ref.length, SPAN_LIMIT_BYTES):
-            for piece in source.span(repository_path, offset, min(SPAN_LIMIT_BYTES, ref.length - offset)):
-                digest.update(piece)
-                done = 0
-                while done < len(piece):
-                    done += self._disk.write(fd, piece[done:])
-                step()
-        return digest.hexdigest()
+def _index_part(ref: IndexRef) -> SpooledPart:
+    target = hashed_path(ref.path, ref.sha256)
+    return SpooledPart(target=target, length=ref.length, sha256=ref.sha256, suffix=_INDEX_SUFFIX)
 
-    def _has_digest(self, path: Path, ref: IndexRef, step: Callable[[], None]) -> bool:
-        """Whether the file is the index that `ref` names."""
-        found = hashlib.sha256()
-        try:
-            fd = self._disk.open(path)
-            try:
-                if self._disk.length(fd) != ref.length:
-                    return False
-                for offset in range(0, ref.length, _WINDOW_BYTES):
-                    found.update(self._disk.read_at(fd, _WINDOW_BYTES, offset))
-                    step()
-            finally:
-                self._disk.close(fd)
-        except OSError:
-            return False
-        return found.hexdigest() == ref.sha256
+
+def _head_part(patch: PatchRef) -> SpooledPart:
+    target = hashed_path(patch.path, patch.sha256)
+    return SpooledPart(target=target, length=patch.head_bytes, sha256=patch.head_sha256, suffix=_HEAD_SUFFIX)
 
 
 def _is_table(path: Path, *, disk: Disk) -> bool:

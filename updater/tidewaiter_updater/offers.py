@@ -20,7 +20,7 @@ from tidewaiter_updater.model import txn_of
 from tidewaiter_updater.transaction import Transaction
 
 SPACE_FOR_TABLES_BYTES = 4 * 1024 * 1024
-"""Beyond the index: journal, release document, kept hash table, audit."""
+"""Beyond index and patch head: journal, release document, kept hash table, audit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,8 @@ class Offers:
                     f"{name}: rolled out from {format_utc(rollout.not_before_utc)} on, it is {format_utc(now)}; refused",
                     code="release.rollout",
                 )
-        needed = release.slot.index.length + SPACE_FOR_TABLES_BYTES
+        heads = max((patch.head_bytes for patch in release.slot.patches), default=0)
+        needed = release.slot.index.length + heads + SPACE_FOR_TABLES_BYTES
         free = self._t.journal.free_bytes()
         if free < needed:
             raise OfferRefusedError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
+from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload.index import IndexReader, Method, Unit
 
 GAP_LIMIT_BYTES: Final = 32 * 1024
@@ -36,6 +37,7 @@ class Origin(StrEnum):
 class ChunkHashes(Protocol):
     """The recorded hash table of an image."""
 
+    image_root: Sha256
     image_bytes: int
     chunk_bytes: int
     chunk_count: int
@@ -49,9 +51,15 @@ class HashLookup:
     A hit is a candidate: only 44 bits of the hash are kept, and the record itself is a hint. The chunk is re-hashed when read.
     """
 
-    def __init__(self, table: ChunkHashes) -> None:
+    def __init__(self, table: ChunkHashes, present: bytearray | None = None) -> None:
+        """
+        Args:
+            present: One byte per chunk, zero where the record is known not to hold any more; None: it holds everywhere.
+        """
         keys = (
-            self._key(table.chunk_hash(chunk)) << _CHUNK_BITS | chunk for chunk in range(table.chunk_count)
+            self._key(table.chunk_hash(chunk)) << _CHUNK_BITS | chunk
+            for chunk in range(table.chunk_count)
+            if present is None or (chunk < len(present) and present[chunk])
         )
         self._sorted = array("Q", sorted(keys))
 
@@ -98,7 +106,7 @@ def spans(
 
 
 class TransferPlan:
-    """What one pass over the target will do: about ten bytes of memory per chunk."""
+    """What one pass over the target will do: ten to fifteen bytes of memory per chunk."""
 
     def __init__(
         self,
@@ -106,28 +114,34 @@ class TransferPlan:
         wrong: bytearray,
         *,
         active: HashLookup | None,
+        target: HashLookup | None = None,
         step: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             wrong: One byte per chunk, non-zero where the target does not hold it.
             active: The recorded chunks of the active slot.
+            target: What the target itself holds, until it is overwritten from front to back.
         """
         self._index = index
         self._wrong = wrong
         self._copy_from = array("i", [-1]) * index.header.chunk_count
+        self._move_from = array("i", [-1]) * (index.header.chunk_count if target is not None else 0)
         self._methods = bytearray(index.header.chunk_count)
         for chunk in self.wrong_chunks():
             step()
             method = self._methods[chunk] = index.unit(chunk).method
-            if active is None or method is Method.ZERO:
+            if method is Method.ZERO:
                 continue
             digest = index.chunk_hash(chunk)
-            # The same position first: a record that is right there is the common case, and reads stay sequential.
-            found = active.first_at_or_after(digest, chunk)
-            found = found if found is not None else active.first_at_or_after(digest, 0)
-            if found is not None:
-                self._copy_from[chunk] = found
+            if active is not None:
+                # The same position first: a record that is right there is the common case, and reads stay sequential.
+                found = active.first_at_or_after(digest, chunk)
+                found = found if found is not None else active.first_at_or_after(digest, 0)
+                self._copy_from[chunk] = -1 if found is None else found
+            if target is not None and self._copy_from[chunk] < 0:
+                found = target.first_at_or_after(digest, chunk + 1)
+                self._move_from[chunk] = -1 if found is None else found
         self.spans = tuple(spans(self._stored(), span_bytes=SPAN_BYTES))
         """The requests of this plan, in chunk order."""
         self.expected_fetch_bytes = sum(span.length for span in self.spans)
@@ -147,13 +161,18 @@ class TransferPlan:
         method = self._methods[chunk]
         if method == Method.ZERO:
             return Origin.ZERO
-        if self._copy_from[chunk] >= 0 or method == Method.SAME:
+        if self._copy_from[chunk] >= 0 or self.move_from(chunk) is not None or method == Method.SAME:
             return Origin.COPY
         return Origin.PACK
 
     def copy_from(self, chunk: int) -> int | None:
         """The chunk of the active slot that should hold the same bytes."""
         found = self._copy_from[chunk]
+        return found if found >= 0 else None
+
+    def move_from(self, chunk: int) -> int | None:
+        """The later chunk of the target that should still hold the same bytes when this one is written."""
+        found = self._move_from[chunk] if self._move_from else -1
         return found if found >= 0 else None
 
     def _stored(self) -> Iterator[tuple[int, Unit]]:

@@ -22,6 +22,18 @@ from tidewaiter_updater.model import Decision, FloorValues, HealthCheck, Held, T
 Report = Callable[[TransferProgress], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something a transfer found or is about to do that belongs in the audit log."""
+
+    code: str
+    text: str
+
+
+Notify = Callable[[Notice], None]
+"""Durable when it returns; raises when the log cannot take it, and then the thing is not done."""
+
+
 class Control(Protocol):
     """What a long piece of work asks about itself between two chunks."""
 
@@ -62,6 +74,7 @@ class SlotStore(Protocol):
         resume: bool,
         cap_bytes: int | None,
         report: Report,
+        notify: Notify,
         control: Control,
     ) -> None:
         """Make the slot hold the image, from whatever is cheapest; on storage when this returns, safe to call again.
@@ -69,6 +82,7 @@ class SlotStore(Protocol):
         Args:
             resume: The slot may already hold parts of this image.
             cap_bytes: BudgetError before anything is written if more would have to be fetched.
+            notify: Told before a way that failed is left for one that fetches more, and of a running slot that differs.
         """
 
     def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:

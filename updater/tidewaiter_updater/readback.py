@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from enum import Enum, auto
 
 from tidewaiter_core.payload.index import IndexReader
 
@@ -20,10 +21,20 @@ from tidewaiter_updater.plan import ChunkHashes
 _REPORT_BYTES = 8 * 1024 * 1024
 
 
-class _IndexTable:
+class Found(Enum):
+    """What a chunk of a target is."""
+
+    RIGHT = auto()
+    """The new image's chunk."""
+    UNMOVED = auto()
+    """What the target was recorded to hold before; only believed, not read, unless the whole target is read."""
+
+
+class IndexTable:
     """An index, seen as the hash table in it."""
 
     def __init__(self, index: IndexReader) -> None:
+        self.image_root = index.header.image_root
         self.image_bytes = index.header.image_bytes
         self.chunk_bytes = index.header.chunk_bytes
         self.chunk_count = index.header.chunk_count
@@ -32,7 +43,7 @@ class _IndexTable:
 
 def read_back(
     device: SlotDevice,
-    index: IndexReader,
+    table: IndexReader | ChunkHashes,
     progress: Callable[[TransferProgress], None] = lambda report: None,
     control: Control | None = None,
 ) -> list[int]:
@@ -44,58 +55,72 @@ def read_back(
         SlotError: It cannot be synced or opened again.
         InstallCancelledError: `control` said so.
     """
-    table = _IndexTable(index)
-    bad: list[int] = []
+    hashes = _hashes(table)
     with device.reopened() as reader:
-        for chunk, right in _judged(reader, table, control or Control(), progress):
-            if not right:
-                bad.append(chunk)
-    return bad
+        digests = _digests(reader, hashes, control or Control(), progress)
+        return [chunk for chunk, digest in digests if digest != hashes.chunk_hash(chunk)]
 
 
 def matches(device: SlotDevice, table: IndexReader | ChunkHashes, control: Control | None = None) -> bool:
     """Whether a slot holds exactly an image. Stops at the first wrong chunk; reads past the cache as `device` does."""
-    hashes = _IndexTable(table) if isinstance(table, IndexReader) else table
+    hashes = _hashes(table)
     if device.size_bytes < hashes.image_bytes:
         return False
-    return all(right for _, right in _judged(device, hashes, control or Control(), lambda report: None))
+    digests = _digests(device, hashes, control or Control(), lambda report: None)
+    return all(digest == hashes.chunk_hash(chunk) for chunk, digest in digests)
 
 
-def right_chunks(
-    device: SlotDevice, index: IndexReader, promised: ChunkHashes | None, control: Control, *, whole: bool
-) -> Iterator[int]:
-    """The chunks that a target already holds.
+def survey(
+    device: SlotDevice, table: ChunkHashes, promised: ChunkHashes | None, control: Control, *, whole: bool
+) -> Iterator[tuple[int, Found]]:
+    """What of a target can be used: each chunk that is right already, or is still what it was before.
 
     Args:
         promised: What the target is recorded to hold; only chunks it promises equal are read.
         whole: Read everything instead.
     """
-    table = _IndexTable(index)
+    usable = promised if promised is not None and promised.chunk_bytes == table.chunk_bytes else None
     if whole:
-        for chunk, right in _judged(device, table, control, lambda report: None):
-            if right:
-                yield chunk
-    elif promised is not None and promised.chunk_bytes == table.chunk_bytes:
-        buffer = aligned_buffer(table.chunk_bytes)
-        for chunk in range(min(table.chunk_count, promised.chunk_count)):
-            if promised.chunk_hash(chunk) != table.chunk_hash(chunk):
+        for chunk, digest in _digests(device, table, control, lambda report: None):
+            if digest is None:
                 continue
-            control.check(f"{device.name}: reading")
-            control.beat("assemble")
-            with memoryview(buffer) as view, view[: index.chunk_length(chunk)] as part:
-                try:
-                    device.read_into(part, chunk * table.chunk_bytes)
-                except SlotError:  # unreadable means not right: it will be rewritten
-                    continue
-                if hashlib.sha256(part).digest() == table.chunk_hash(chunk):
-                    yield chunk
-        buffer.close()
+            if digest == table.chunk_hash(chunk):
+                yield chunk, Found.RIGHT
+            elif usable is not None and chunk < usable.chunk_count and digest == usable.chunk_hash(chunk):
+                yield chunk, Found.UNMOVED
+    elif usable is not None:
+        yield from _promised(device, table, usable, control)
 
 
-def _judged(
+def _promised(
+    device: SlotDevice, table: ChunkHashes, promised: ChunkHashes, control: Control
+) -> Iterator[tuple[int, Found]]:
+    buffer = aligned_buffer(table.chunk_bytes)
+    for chunk in range(min(table.chunk_count, promised.chunk_count)):
+        control.check(f"{device.name}: reading")
+        control.beat("assemble")
+        if promised.chunk_hash(chunk) != table.chunk_hash(chunk):
+            yield chunk, Found.UNMOVED
+            continue
+        length = min(table.chunk_bytes, table.image_bytes - chunk * table.chunk_bytes)
+        with memoryview(buffer) as view, view[:length] as part:
+            try:
+                device.read_into(part, chunk * table.chunk_bytes)
+            except SlotError:  # unreadable means not right: it will be rewritten
+                continue
+            if hashlib.sha256(part).digest() == table.chunk_hash(chunk):
+                yield chunk, Found.RIGHT
+    buffer.close()
+
+
+def _hashes(table: IndexReader | ChunkHashes) -> ChunkHashes:
+    return IndexTable(table) if isinstance(table, IndexReader) else table
+
+
+def _digests(
     device: SlotDevice, table: ChunkHashes, control: Control, progress: Callable[[TransferProgress], None]
-) -> Iterator[tuple[int, bool]]:
-    """Each chunk with whether it is right, reading in windows of at least 1 MiB."""
+) -> Iterator[tuple[int, bytes | None]]:
+    """The hash of each chunk, None where it cannot be read; reads windows of at least 1 MiB."""
     window_bytes = max(table.chunk_bytes, BUFFER_BYTES)
     buffer = aligned_buffer(window_bytes)
     for start in range(0, table.image_bytes, window_bytes):
@@ -109,9 +134,8 @@ def _judged(
                 readable = False
             for at in range(0, length, table.chunk_bytes):
                 control.beat("assemble")
-                chunk = (start + at) // table.chunk_bytes
                 digest = hashlib.sha256(part[at : at + table.chunk_bytes]).digest()
-                yield chunk, readable and digest == table.chunk_hash(chunk)
+                yield (start + at) // table.chunk_bytes, digest if readable else None
         if (start + length) % _REPORT_BYTES < window_bytes:
             progress(TransferProgress(counts=ByteCounts(total=table.image_bytes, skipped=start + length)))
     progress(TransferProgress(counts=ByteCounts(total=table.image_bytes, skipped=table.image_bytes)))

@@ -7,23 +7,23 @@ one is noticed, and a stick that is pulled leaves no descriptor behind.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from tidewaiter_core.clock import Clock
 from tidewaiter_core.model import SlotName
+from tidewaiter_core.payload.index import IndexReader
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater import pipeline, slots
 from tidewaiter_updater.device import SYSTEM_MEDIA, Media, SlotDevice, aligned_buffer
-from tidewaiter_updater.index_store import IndexStore
+from tidewaiter_updater.index_store import HashTable, IndexStore
 from tidewaiter_updater.model import SlotRecord
-from tidewaiter_updater.ports import Control, Report
+from tidewaiter_updater.ports import Control, Notify, Report
+from tidewaiter_updater.slot_write import Given, SlotWrite, patch_from
 from tidewaiter_updater.sources import Source
-
-logger = logging.getLogger(__name__)
+from tidewaiter_updater.stage import Step
 
 
 class DeviceSlots:
@@ -59,7 +59,12 @@ class DeviceSlots:
         self._open(slot, release, writable=True).close()
 
     def expected_fetch_bytes(self, slot: SlotName, release: Release, source: str) -> int:
-        return release.slot.pack.length + release.slot.index.length
+        component, records = release.slot, self._records()
+        target, active = records.get(slot), records.get(slot.other)
+        if component.image_root in {record.root for record in (target, active) if record is not None}:
+            return 0
+        patch = patch_from(component, active.root if active else None)
+        return patch.length if patch is not None else component.index.length + component.pack.length
 
     def write(
         self,
@@ -70,52 +75,48 @@ class DeviceSlots:
         resume: bool,
         cap_bytes: int | None,
         report: Report,
+        notify: Notify,
         control: Control,
     ) -> None:
-        component, watch = release.slot, self._watch(control)
-        records = self._records()
+        component, records = release.slot, self._records()
         target, active = records.get(slot), records.get(slot.other)
-        roots = {str(component.image_root), *(str(record.root) for record in records.values())}
-        self._store.keep_only(roots=roots, indexes={str(component.index.sha256)})
-        repository = self._source_for(source, control)
+        self._store.keep_only(
+            roots={component.image_root, *(record.root for record in records.values())},
+            parts={component.index.sha256, *(patch.head_sha256 for patch in component.patches)},
+        )
         with ExitStack() as stack:
-            index = stack.enter_context(
-                self._store.opened(component.index, repository, step=lambda: self._step(watch))
-            )
-            promised = self._store.hashes(target.root) if target else None
-            table = self._store.hashes(active.root) if active else None
-            copy_from = None
-            if table is not None:
-                stack.callback(table.close)
-                reader = stack.enter_context(self._reader(slot.other))
-                copy_from = slots.ActiveSlot(device=reader, table=table)
-            if promised is not None:
-                stack.callback(promised.close)
-            result = slots.install(
-                stack.enter_context(self._open(slot, release, writable=True)),
-                component,
-                index,
-                repository,
-                store=self._store,
-                clock=self._clock,
-                control=watch,
-                progress=report,
-                promised=promised,
-                active=copy_from,
-                resume=True if resume else None,
+            active_table = self._table(active, stack)
+            given = Given(
+                component=component,
+                target=stack.enter_context(self._open(slot, release, writable=True)),
+                active=stack.enter_context(self._reader(slot.other)) if active_table else None,
+                active_table=active_table,
+                promised=self._table(target, stack),
+                source=self._source_for(source, control),
+                resume=resume,
                 cap_bytes=cap_bytes,
             )
-        if result.active_differs:
-            logger.error(
-                "slot.active-differs: %d chunks of slot %s are not what was installed; they were fetched instead",
-                result.active_differs,
-                slot.other,
+            write = SlotWrite(
+                given,
+                store=self._store,
+                clock=self._clock,
+                control=self._watch(control),
+                report=report,
+                notify=notify,
             )
+            write.run()
 
     def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
-        watch, source = self._watch(control), self._source_for("relay", control)
-        with self._store.opened(release.slot.index, source, step=lambda: self._step(watch)) as index:
-            return len(slots.read_back(self._open(slot, release, writable=True), index, report, watch))
+        component, watch = release.slot, self._watch(control)
+        with ExitStack() as stack:
+            table: HashTable | IndexReader | None = self._store.hashes(component.image_root)
+            if isinstance(table, HashTable):
+                stack.callback(table.close)
+            else:
+                repository = self._source_for("relay", control)
+                step = Step("reading back", watch, self._clock)
+                table = stack.enter_context(self._store.opened(component.index, repository, step=step))
+            return len(slots.read_back(self._open(slot, release, writable=True), table, report, watch))
 
     def holds(self, slot: SlotName, release: Release, *, control: Control) -> bool:
         component, watch = release.slot, self._watch(control)
@@ -131,6 +132,13 @@ class DeviceSlots:
                     device.read_into(part, offset)
                     root.update(hashlib.sha256(part).digest())
         return root.hexdigest() == component.image_root
+
+    def _table(self, record: SlotRecord | None, stack: ExitStack) -> HashTable | None:
+        """The kept hash table of what a slot is recorded to hold."""
+        table = self._store.hashes(record.root) if record is not None else None
+        if table is not None:
+            stack.callback(table.close)
+        return table
 
     def _reader(self, slot: SlotName) -> SlotDevice:
         return SlotDevice.open(self._paths[slot], writable=False, media=self._media)

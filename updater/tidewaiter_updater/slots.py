@@ -6,14 +6,15 @@ Invariants:
    all others are synced: whatever a boot script thinks, a half-written slot has no superblock (belt and braces for I2).
 3. No byte count is trusted on resume: each chunk is read and hashed, and skipped only if it is right.
 4. A chunk that is right in place is not written.
-5. Memory does not grow with the image beyond the bounds of `pipeline` and about ten bytes per chunk.
+5. Memory does not grow with the image beyond the bounds of `pipeline` and about twenty bytes per chunk.
+
+Where the chunks come from is the business of a `Supply`; `install` brings one that fetches from the pack.
 
 Source: update-engine.md sections 6 and 7.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,22 +23,24 @@ from tidewaiter_core.clock import Clock
 from tidewaiter_core.payload.index import IndexReader, require_match
 from tidewaiter_core.payload.release import SlotComponent
 
-from tidewaiter_updater.chunk_supply import ActiveSlot, ChunkSupply
+from tidewaiter_updater.chunk_supply import ChunkSupply
 from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice, aligned_buffer, identity
-from tidewaiter_updater.errors import BudgetError, SlotError
-from tidewaiter_updater.fetcher import Fetcher
+from tidewaiter_updater.errors import SlotError
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.model import ByteCounts, SourceCounts, TransferProgress
 from tidewaiter_updater.pipeline import Control, Sink
-from tidewaiter_updater.plan import ChunkHashes, HashLookup, Origin, TransferPlan
-from tidewaiter_updater.readback import matches, read_back, right_chunks
+from tidewaiter_updater.plan import ChunkHashes, Origin
+from tidewaiter_updater.readback import Found, IndexTable, matches, read_back, survey
 from tidewaiter_updater.sources import Source
+from tidewaiter_updater.stage import Step
+from tidewaiter_updater.supply import ActiveSlot, ChunkReader, Meter, Supply, Wrong
 
 __all__ = [
     "ActiveSlot",
     "Control",
     "InstallResult",
     "SlotDevice",
+    "fill",
     "identity",
     "install",
     "matches",
@@ -46,7 +49,6 @@ __all__ = [
 ]
 
 _REPORT_BYTES: Final = 1024 * 1024
-_PAUSE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +76,9 @@ def install(
     resume: bool | None = None,
     only: Sequence[int] | None = None,
     cap_bytes: int | None = None,
+    began_bytes: int | None = None,
 ) -> InstallResult:
-    """Make the slot hold the image; safe to call again after any interruption.
+    """Make the slot hold the image, by pack; safe to call again after any interruption.
 
     On return everything is synced, but not yet read back (`read_back`, `verify`).
 
@@ -85,6 +88,7 @@ def install(
         resume: Hash the whole target first. None: exactly if the store remembers an unfinished write of this image.
         only: Rewrite just these chunks (after a read-back).
         cap_bytes: More than this is not fetched.
+        began_bytes: `source.received_bytes` when this attempt began, if it began before this call.
 
     Raises:
         BudgetError: The plan needs more than `cap_bytes` (nothing was written), or far more arrived than planned.
@@ -95,17 +99,57 @@ def install(
         StateWriteError: The state directory is full.
     """
     require_match(index.header, component)
+    control = control or Control()
+    supply = ChunkSupply(
+        device,
+        component,
+        index,
+        source,
+        store=store,
+        active=active,
+        promised=promised if only is None else None,
+        meter=Meter(source, began_bytes=began_bytes, cap_bytes=cap_bytes),
+        step=Step(f"{device.name}: writing", control, clock),
+    )
+    return fill(
+        device,
+        component,
+        IndexTable(index),
+        supply,
+        store=store,
+        clock=clock,
+        control=control,
+        progress=progress,
+        promised=promised,
+        resume=resume,
+        only=only,
+    )
+
+
+def fill(
+    device: SlotDevice,
+    component: SlotComponent,
+    table: ChunkHashes,
+    supply: Supply,
+    *,
+    store: IndexStore,
+    clock: Clock,
+    control: Control | None = None,
+    progress: Callable[[TransferProgress], None] = lambda report: None,
+    promised: ChunkHashes | None = None,
+    resume: bool | None = None,
+    only: Sequence[int] | None = None,
+) -> InstallResult:
+    """Make the slot hold the image whose chunk hashes are `table`, from any supply; arguments and errors as for `install`."""
     if device.size_bytes < component.image_bytes:
         raise SlotError(
             f"{device.name}: the slot has {device.size_bytes} bytes, the image needs {component.image_bytes}; not written",
             code="slot.size",
         )
-    transfer = _Transfer(
-        device, component, index, source, store, clock, control or Control(), progress, active
-    )
     if resume is None:
         resume = store.is_writing(device.name, component.image_root)
-    return transfer.run(promised=promised, resume=resume, only=only, cap_bytes=cap_bytes)
+    transfer = _Transfer(device, component, table, supply, store, clock, control or Control(), progress)
+    return transfer.run(promised=promised, resume=resume, only=only)
 
 
 def verify(
@@ -151,52 +195,41 @@ def verify(
 
 
 class _Transfer:
-    """One call of `install`. The caller's thread assembles."""
+    """One pass over a slot. The caller's thread assembles."""
 
     def __init__(
         self,
         device: SlotDevice,
         component: SlotComponent,
-        index: IndexReader,
-        source: Source,
+        table: ChunkHashes,
+        supply: Supply,
         store: IndexStore,
         clock: Clock,
         control: Control,
         progress: Callable[[TransferProgress], None],
-        active: ActiveSlot | None,
     ) -> None:
         self._device = device
-        self._component = component
-        self._index = index
-        self._source = source
-        self._store = store
-        self._clock = clock
-        self._control = control
-        self._progress = progress
+        self._image_bytes = component.image_bytes
         self._root = component.image_root
+        self._table = table
+        self._supply = supply
+        self._store = store
+        self._control = control
+        self._step = Step(f"{device.name}: writing", control, clock)
+        self._progress = progress
+        self._reader = ChunkReader(table)
         self._by_source = dict.fromkeys(Origin, 0)
         self._unreported = 0
-        self._supply = ChunkSupply(
-            device, component, index, source, store=store, active=active, step=self._step
-        )
 
-    def run(
-        self, *, promised: ChunkHashes | None, resume: bool, only: Sequence[int] | None, cap_bytes: int | None
-    ) -> InstallResult:
-        wrong = self._survey(promised, resume=resume, only=only)
-        if wrong.find(1) >= 0:
-            self._secure_chunk0(wrong)
-            plan = TransferPlan(
-                self._index,
-                wrong,
-                active=HashLookup(self._supply.active.table) if self._supply.active else None,
-                step=lambda: self._control.beat("assemble"),
-            )
-            self._supply.expected_fetch_bytes = plan.expected_fetch_bytes
-            self._check_plan(cap_bytes)
+    def run(self, *, promised: ChunkHashes | None, resume: bool, only: Sequence[int] | None) -> InstallResult:
+        wrong = self._survey(promised, resume=resume) if only is None else self._only(only)
+        if wrong.chunks.find(1) >= 0:
+            self._secure_chunk0(wrong.chunks)
+            self._supply.plan(wrong)
+            self._supply.meter.require_cap(self._supply.what)
             self._store.mark_writing(self._device.name, self._root)
-            self._write(plan)
-        self._store.keep_hashes(self._index)
+            self._write(wrong.chunks)
+        self._store.keep_hashes(self._table)
         self._store.mark_complete(self._root)
         self._report(force=True)
         report = self._status()
@@ -204,84 +237,69 @@ class _Transfer:
             counts=report.counts, by_source=report.by_source, active_differs=self._supply.active_differs
         )
 
-    def _survey(self, promised: ChunkHashes | None, *, resume: bool, only: Sequence[int] | None) -> bytearray:
-        """One byte per chunk: 1 where the target does not hold it."""
-        count = self._index.header.chunk_count
-        if only is not None:
-            wrong = bytearray(count)
-            for chunk in only:
-                wrong[chunk] = 1
-            rewritten = sum(self._index.chunk_length(chunk) for chunk in only)
-            self._by_source[Origin.RESUME] = self._component.image_bytes - rewritten
-        else:
-            wrong = bytearray(b"\1") * count
-            for chunk in right_chunks(self._device, self._index, promised, self._control, whole=resume):
-                wrong[chunk] = 0
-                self._count(chunk, Origin.RESUME)
-                self._report()
-        return wrong
+    def _only(self, only: Sequence[int]) -> Wrong:
+        wrong = bytearray(self._table.chunk_count)
+        for chunk in only:
+            wrong[chunk] = 1
+        rewritten = sum(self._reader.length(chunk) for chunk in only)
+        self._by_source[Origin.RESUME] = self._image_bytes - rewritten
+        return Wrong(chunks=wrong, unmoved=bytearray(len(wrong)))
+
+    def _survey(self, promised: ChunkHashes | None, *, resume: bool) -> Wrong:
+        wrong = bytearray(b"\1") * self._table.chunk_count
+        unmoved = bytearray(len(wrong))
+        for chunk, found in survey(self._device, self._table, promised, self._control, whole=resume):
+            if found is Found.UNMOVED:
+                unmoved[chunk] = 1
+                continue
+            wrong[chunk] = 0
+            self._count(chunk, Origin.RESUME)
+            self._report()
+        return Wrong(chunks=wrong, unmoved=unmoved)
 
     def _secure_chunk0(self, wrong: bytearray) -> None:
         """Keep chunk 0 aside if it is there already: its block is zeroed next, and it is written last."""
-        digest = self._index.chunk_hash(0)
+        digest = self._table.chunk_hash(0)
         if self._store.chunk0(self._root, digest) is not None:
             kept = True
         else:
-            data = None if wrong[0] else self._supply.read_right(self._device, 0, 0)
+            data = None if wrong[0] else self._reader.read_right(self._device, 0, 0)
             kept = data is not None
             if data is not None:
                 self._store.keep_chunk0(self._root, data)
         if not wrong[0]:
-            self._by_source[Origin.RESUME] -= self._index.chunk_length(0)
+            self._by_source[Origin.RESUME] -= self._reader.length(0)
         wrong[0] = not kept
         if kept:
             self._count(0, Origin.RESUME)
 
-    def _check_plan(self, cap_bytes: int | None) -> None:
-        expected = self._supply.expected_fetch_bytes
-        if cap_bytes is not None and expected > cap_bytes:
-            raise BudgetError(
-                f"{self._supply.pack_path}: {expected} bytes would have to be fetched, {cap_bytes} are allowed; "
-                "nothing was fetched or written"
-            )
-
-    def _write(self, plan: TransferPlan) -> None:
+    def _write(self, wrong: bytearray) -> None:
         scratch = aligned_buffer(BLOCK_BYTES)
         with memoryview(scratch) as zeros:
             self._device.write(zeros, 0)
         scratch.close()
         self._device.sync()
-        with (
-            Fetcher(self._source, self._supply.pack_path, plan.spans, self._control) as fetcher,
-            Sink(self._device, self._control) as sink,
-        ):
-            for chunk in plan.wrong_chunks():
+        with self._supply.fetching(self._control), Sink(self._device, self._control) as sink:
+            chunk = wrong.find(1)
+            while chunk >= 0:
                 self._step()
-                origin, data = self._supply.obtain(plan, chunk, fetcher, sink)
+                origin, data = self._supply.obtain(chunk, sink)
                 self._count(chunk, origin)
                 if chunk == 0:
-                    first = bytes(self._index.chunk_length(0)) if data is None else bytes(data)
+                    first = bytes(self._reader.length(0)) if data is None else bytes(data)
                     self._store.keep_chunk0(self._root, first)
                 elif data is None:
-                    sink.zero(chunk * self._index.header.chunk_bytes, self._index.chunk_length(chunk))
+                    sink.zero(chunk * self._table.chunk_bytes, self._reader.length(chunk))
                 else:
-                    sink.put(chunk * self._index.header.chunk_bytes, data)
+                    sink.put(chunk * self._table.chunk_bytes, data)
                 self._report()
+                chunk = wrong.find(1, chunk + 1)
             sink.sync()  # ORDER: chunk 0 makes the slot look whole, so everything else is on storage first
             sink.put(0, self._supply.chunk0())
             sink.sync()
 
-    def _step(self) -> None:
-        never = threading.Event()
-        self._control.check(f"{self._device.name}: writing")
-        self._control.beat("assemble")
-        while self._control.paused():
-            self._control.check(f"{self._device.name}: writing")
-            self._control.beat("assemble")
-            self._clock.wait(never, _PAUSE_S)
-
     def _count(self, chunk: int, origin: Origin) -> None:
-        length = self._index.chunk_length(chunk)
+        length = self._reader.length(chunk)
         self._by_source[origin] += length
         self._unreported += length
 
@@ -295,11 +313,11 @@ class _Transfer:
         skipped = counts[Origin.RESUME]
         return TransferProgress(
             counts=ByteCounts(
-                total=self._component.image_bytes,
+                total=self._image_bytes,
                 written=sum(counts.values()) - skipped,
                 skipped=skipped,
-                fetched=self._supply.fetched_bytes,
-                expected_fetch=self._supply.expected_fetch_bytes,
+                fetched=self._supply.meter.fetched_bytes,
+                expected_fetch=self._supply.meter.expected_bytes,
             ),
             by_source=SourceCounts(**{origin.value: value for origin, value in counts.items()}),
         )

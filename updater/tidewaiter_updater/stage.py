@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from tidewaiter_core.clock import Clock
+
 from tidewaiter_updater.errors import InstallCancelledError
 
 POLL_S: Final = 0.5
@@ -28,6 +30,25 @@ class Control:
             raise InstallCancelledError(
                 f"{what} was canceled; the slot stays unbootable, written chunks are reused"
             )
+
+
+class Step:
+    """What the assembling thread does between two pieces of work: a beat, a wait while paused, an end when canceled."""
+
+    def __init__(self, what: str, control: Control, clock: Clock) -> None:
+        self._what = what
+        self._control = control
+        self._clock = clock
+
+    def __call__(self) -> None:
+        """Raises InstallCancelledError."""
+        never = threading.Event()
+        self._control.check(self._what)
+        self._control.beat("assemble")
+        while self._control.paused():
+            self._control.check(self._what)
+            self._control.beat("assemble")
+            self._clock.wait(never, POLL_S)
 
 
 class Stage:

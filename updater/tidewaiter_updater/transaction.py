@@ -157,11 +157,14 @@ class Transaction:
             if self.entry is not None:
                 self.journal.save_entry(self.entry)
 
-    def audit(self, kind: str, *, outcome: Outcome = Outcome.OK, code: str | None = None) -> None:
+    def audit(
+        self, kind: str, *, outcome: Outcome = Outcome.OK, code: str | None = None, detail: str | None = None
+    ) -> None:
         """One class A record about the release in hand; durable when this returns."""
         entry = self.entry
         fields = {"release": self.release_name(), "digest": entry.digest if entry else ""}
         fields |= {"code": code} if code is not None else {"from": entry.from_version if entry else ""}
+        fields |= {"detail": detail} if detail is not None else {}
         self.ports.audit.append(kind, actor=self.actor, outcome=outcome, fields=fields)
 
     def release_name(self) -> str:

@@ -121,6 +121,11 @@ class Transfer:
             return wait_s
         try:
             self._effects.perform(Phase.TRANSFER)
+        except AuditUnavailableError as err:  # another plan is audited before its first byte
+            logger.warning("the transfer waits for the audit log: %s", err)
+            self._t.retry_at_s = self._clock.boottime_s() + AUDIT_WAIT_S
+            self._t.wait_for("update.audit-full")
+            return AUDIT_WAIT_S
         except TidewaiterError as err:
             return self._after_fault(err)
         finally:

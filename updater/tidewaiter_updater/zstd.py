@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 
 from tidewaiter_core.payload.errors import PayloadFrameError
+from tidewaiter_core.payload.frame import Decompressor
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
+    from compression.zstd import DecompressionParameter, ZstdDecompressor, ZstdDict, ZstdError
 else:
-    from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
+    from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdDict, ZstdError
 
 _MIN_WINDOW_LOG = 10
 """Below this the library refuses the option itself."""
@@ -47,3 +48,17 @@ def decode_chunk(stored: bytes | memoryview, *, raw_bytes: int, chunk_bytes: int
             f"{'complete' if decoder.eof else 'incomplete or longer'}, {len(decoder.unused_data)} bytes behind it; not written"
         )
     return raw
+
+
+class ZstdCodec:
+    """Port `Codec` of core.payload.frame, for the frames of a patch."""
+
+    error: type[Exception] = ZstdError
+
+    def decompressor(self, *, window_log_max: int, prefix: bytes | memoryview | None = None) -> Decompressor:
+        options: dict[int, int] = {
+            DecompressionParameter.window_log_max: max(_MIN_WINDOW_LOG, window_log_max)
+        }
+        dictionary = ZstdDict(prefix, is_raw=True).as_prefix if prefix is not None else None
+        decoder: Decompressor = ZstdDecompressor(zstd_dict=dictionary, options=options)
+        return decoder

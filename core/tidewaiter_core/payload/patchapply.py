@@ -119,6 +119,8 @@ class ChunkAssembler:
         self._segment = -1
         self._segment_start = self._segment_end = 0
         self._segment_data: memoryview | None = None
+        self.took_literals = False
+        """Whether the latest chunk has blocks that the old image does not have."""
 
     def assemble(self, chunk: int, out: memoryview) -> bool:
         """Fill `out` with a chunk that was not passed yet. False: all its blocks are zero by the map, `out` is untouched.
@@ -130,6 +132,7 @@ class ChunkAssembler:
         first = chunk * self._reader.header.chunk_bytes // self._block
         end = first + len(out) // self._block
         is_zero = True
+        self.took_literals = False
         for run in self._within(first, end):
             at = (run.target - first) * self._block
             part = out[at : at + run.blocks * self._block]
@@ -143,6 +146,7 @@ class ChunkAssembler:
             elif run.kind == Kind.OLD:
                 self._old.read_into(part, run.source * self._block)
             elif run.kind == Kind.LITERAL:
+                self.took_literals = True
                 self._copy_literals(part, run.source)
             else:
                 self._repeat(run, first, out)
