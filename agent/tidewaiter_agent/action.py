@@ -88,10 +88,11 @@ class ActionBook:
         self.action = action
 
     def close(self, action_id: str) -> None:
-        """The action is over; a poll that still shows it is ignored."""
+        """This action is over; a poll that still shows it is ignored. Another one that is in hand stays in hand."""
         closed = (*(entry for entry in self.closed if entry != action_id), action_id)[-CLOSED_LIMIT:]
-        self._write(None, closed, self.cancels, self.cancel_count)
-        self.action, self.closed = None, closed
+        left = self.action if self.action is not None and self.action.id != action_id else None
+        self._write(left, closed, self.cancels, self.cancel_count)
+        self.action, self.closed = left, closed
 
     def note_cancels(self, cancels: tuple[str, ...], *, count: int) -> None:
         """Remember which cancels were answered, and how many ever."""

@@ -208,8 +208,8 @@ class Updates:
 
     def _begin(self, action: Action) -> None:
         self._book.save(action)
-        self._reported_s = self._window_sent = None
-        self._backoff.reset()
+        self._feedback.begin()
+        self._deployment.begin()
         logger.info(
             "update action begun id=%s release=%s confirming=%s",
             action.id,

@@ -354,6 +354,19 @@ def test_cancel_of_an_action_we_never_saw_is_acknowledged_once(bench: Bench) -> 
     assert bench.story("cancelAction") == ["closed/success"]
 
 
+def test_cancel_of_another_action_leaves_the_present_one_alone(bench: Bench) -> None:
+    bench.offer()
+    bench.run()
+    bench.world.phase = "TRIAL"
+    bench.updates.found(Finding(cancel_id="99", stop_id="99"))
+    bench.run(2)
+    assert bench.story("cancelAction") == ["closed/success"]
+    bench.world.commit()
+    bench.run(2)
+    assert bench.story()[-1] == "closed/success"
+    assert bench.updates.action is None
+
+
 def test_confirmation_is_answered_and_the_deployment_follows(bench: Bench) -> None:
     bench.offer(confirming=True)
     bench.run()
@@ -422,6 +435,24 @@ def test_replaced_action_stops_the_old_installation(bench: Bench) -> None:
     bench.run()
     assert bench.world.called("Cancel") == [{"digest": DIGEST}]
     assert bench.world.digest == "e" * 64
+
+
+def test_window_is_told_anew_for_a_new_action(bench: Bench) -> None:
+    bench.offer("7", window_open=False)
+    bench.run()
+    bench.world.phase = "STAGED"
+    bench.run(2)
+    assert bench.world.called("Activate")
+    bench.world.end("FAILED", "update.boot")
+    bench.run(2)
+    assert bench.updates.action is None
+    told, installs = len(bench.world.called("Activate")), len(bench.world.called("Install"))
+    bench.offer("8", window_open=False)
+    while len(bench.world.called("Install")) == installs:
+        bench.updates.step()
+    bench.world.phase = "WAIT_WINDOW"
+    bench.run(3)
+    assert len(bench.world.called("Activate")) == told + 1
 
 
 class FullDisk(SystemOutboxDisk):
