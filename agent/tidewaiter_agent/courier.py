@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tidewaiter_core.clock import Clock
+from tidewaiter_core.errors import StateWriteError
 from tidewaiter_core.heartbeat import Beat
 from tidewaiter_core.workers import Stop
 
@@ -38,6 +39,8 @@ DDI_RELS = frozenset({"deploymentBase", "confirmationBase", "cancelAction"})
 class _Lane:
     patience: Patience
     not_before_s: float = 0.0
+    asked_until_s: float = 0.0
+    """What the server asked for with Retry-After: a poll that succeeds does not shorten it."""
     stopped: str = ""
 
 
@@ -62,18 +65,28 @@ class Courier:
         return {name: lane.stopped for name, lane in self._lanes.items() if lane.stopped}
 
     def readmitted(self) -> None:
-        """A poll succeeded: the server knows us, every class may try again at once."""
+        """A poll succeeded: the server knows us, every class may try again as soon as the server wished."""
         for lane in self._lanes.values():
             lane.stopped = ""
-            lane.not_before_s = 0.0
+            lane.not_before_s = lane.asked_until_s
 
     def deliver(self, progress: Callable[[], None] = lambda: None) -> float:
         """Send what can be sent; seconds until the next attempt makes sense. `progress` is called after each request."""
         self._progress = progress
-        wait_s = self._drain_feedback()
-        if self.shipper is not None:
-            wait_s = min(wait_s, self._ship_audit(self.shipper))
-        return min(wait_s, self._drain_telemetry())
+        shipper = self.shipper
+        wait_s = self._guarded(ItemClass.FEEDBACK, self._drain_feedback)
+        if shipper is not None:
+            wait_s = min(wait_s, self._guarded("audit", lambda: self._ship_audit(shipper)))
+        return min(wait_s, self._guarded(ItemClass.TELEMETRY, self._drain_telemetry))
+
+    def _guarded(self, name: str, drain: Callable[[], float]) -> float:
+        """A full disk delays one class: what the server took but could not be noted is sent again under the same id."""
+        try:
+            return drain()
+        except StateWriteError as err:
+            lane = self._lane(name)
+            self._hold(lane, 0.0, str(err))
+            return self._ready_in(lane)
 
     def _drain_feedback(self) -> float:
         lane = self._lane(ItemClass.FEEDBACK)
@@ -83,6 +96,9 @@ class Courier:
             if not waiting:
                 return IDLE_S
             seq, item = waiting[0]
+            if item.rel in DDI_RELS and "action_id" not in item.path_args:
+                self.outbox.bury(ItemClass.FEEDBACK, seq, "it names no action")
+                continue
             path = self._path(item)
             if path is None:
                 return IDLE_S
@@ -178,6 +194,7 @@ class Courier:
     def _hold(self, lane: _Lane, at_least_s: float, why: str) -> None:
         wait_s = lane.patience.next_s(at_least_s)
         lane.not_before_s = self.clock.boottime_s() + wait_s
+        lane.asked_until_s = lane.not_before_s if at_least_s > 0 else 0.0
         logger.info("outbox waits %.0f s: %s", wait_s, why)
 
     def _ready_in(self, lane: _Lane) -> float:

@@ -51,6 +51,7 @@ class Shipper:
         self._state_file = state_file
         self._transport = transport
         self._on_finding = on_finding
+        self._order = list(chains)
         document = load_document(state_file, schema=SCHEMA) or {}
         stored = document.get("cursors", {})
         self._cursors = {
@@ -67,7 +68,7 @@ class Shipper:
 
     def ship_next(self, base_path: str) -> Reply | None:
         """Send one batch of the first chain that has something new; None when the server has everything."""
-        for component in self._chains:
+        for component in tuple(self._order):
             cursor = self._cursors[component]
             if cursor.state == "fork":
                 continue
@@ -82,6 +83,10 @@ class Shipper:
                 limit_bytes=ANSWER_LIMIT_BYTES,
             )
             self._take(component, cursor, len(lines), reply)
+            if self._cursors[component] == cursor:
+                # Refused or not answered: the other chains have their turn first, one bad record holds up one chain only.
+                self._order.remove(component)
+                self._order.append(component)
             return reply
         return None
 

@@ -13,9 +13,12 @@ from tidewaiter_agent.courier import Courier
 from tidewaiter_agent.errors import NetError
 from tidewaiter_agent.exchange import JSON_LIMIT_BYTES, Reply, Stream
 from tidewaiter_agent.origin import LinkTable, Origin
-from tidewaiter_agent.outbox import Outbox
+from tidewaiter_agent.outbox import Outbox, SystemOutboxDisk
 from tidewaiter_agent.outbox_item import Item, ItemClass
 from tidewaiter_agent.patience import Patience
+from tidewaiter_agent.shipping import Shipper
+from tidewaiter_core.audit import Actor, AuditLog
+from tidewaiter_core.errors import StateWriteError
 
 from tests.sim.clock import FakeClock
 
@@ -229,3 +232,121 @@ def test_patience_grows_after_an_hour_of_silence_and_ends_with_a_success() -> No
     assert 128 < max(patience.next_s() for _ in range(50)) <= 900
     patience.succeeded()
     assert patience.next_s() <= 1
+
+
+def test_retry_after_outlives_a_successful_poll(bench: Bench) -> None:
+    """The base poll goes on every minute while one class was told to stay away for an hour."""
+    bench.server.answers = [Reply(status=429, headers={"retry-after": "3600"}, body=b"")]
+    bench.feedback("a")
+    bench.courier.deliver()
+    bench.clock.advance(60)
+    bench.courier.readmitted()
+    assert bench.courier.deliver() > 0
+    assert len(bench.server.got) == 1
+
+
+def test_backoff_of_our_own_ends_when_a_poll_succeeds(bench: Bench) -> None:
+    bench.server.answers = [500]
+    bench.feedback("a")
+    bench.courier.deliver()
+    bench.courier.readmitted()
+    bench.courier.deliver()
+    assert bench.left() == 0
+
+
+class _FullDisk(SystemOutboxDisk):
+    full = False
+
+    def write(self, fd: int, data: bytes) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(fd, data)
+
+
+def test_disk_that_fills_up_before_the_acknowledgement_is_noted_ends_neither_courier_nor_item(
+    tmp_path: Path,
+) -> None:
+    bench, disk = Bench(tmp_path), _FullDisk()
+    bench.outbox = Outbox(tmp_path, on_finding=lambda code, text: None, disk=disk)
+    bench.courier.outbox = bench.outbox
+    bench.outbox.put(
+        Item(
+            id="7-closed",
+            kind=ItemClass.FEEDBACK,
+            rel="deploymentBase",
+            path_args={"action_id": "7"},
+            body={},
+            final=True,
+        )
+    )
+    disk.full = True
+    wait_s = bench.courier.deliver()
+    assert wait_s > 0
+    assert bench.left() == 1
+    assert len(bench.server.got) == 1
+    disk.full = False
+    bench.clock.advance(wait_s)
+    bench.courier.deliver()
+    assert bench.left() == 0
+
+
+def test_item_without_its_action_is_buried_and_the_next_goes_on(bench: Bench) -> None:
+    bench.outbox.put(
+        Item(id="odd", kind=ItemClass.FEEDBACK, rel="deploymentBase", path_args={}, body={"n": "odd"})
+    )
+    bench.feedback("good")
+    bench.courier.deliver()
+    assert [json.loads(body)["n"] for _, _, body in bench.server.got] == ["good"]
+    assert bench.outbox.kept("dead") == 1
+
+
+def _chain(directory: Path, component: str, clock: FakeClock) -> Path:
+    log = AuditLog.open(
+        directory / component,
+        component=component,
+        clock=clock,
+        origin=f"t/device/INJ-1/{component}",
+        boot_id="1" * 32,
+        budget_bytes=2**20,
+        segment_bytes=2**16,
+    )
+    log.append("process.started", actor=Actor(kind="component", id=component), fields={"version": "1"})
+    log.close()
+    return directory / component
+
+
+def test_audit_chain_that_the_server_refuses_does_not_hold_up_the_others(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.links.replace({"tw:audit": "/t/audit"})
+    chains = {name: _chain(tmp_path / "audit", name, bench.clock) for name in ("agent", "hal")}
+    bench.courier.shipper = Shipper(
+        chains,
+        state_file=tmp_path / "cursors.json",
+        transport=bench.server,
+        on_finding=lambda code, text: None,
+    )
+    bench.server.answers = [400]
+    bench.clock.advance(bench.courier.deliver())
+    bench.courier.deliver()
+    assert [path for _, path, _ in bench.server.got][:2] == ["/t/audit/agent?from=0", "/t/audit/hal?from=0"]
+
+
+class _FullShipper(Shipper):
+    """A shipper whose cursor file the full disk refuses."""
+
+    def ship_next(self, base_path: str) -> Reply | None:
+        raise StateWriteError("cursors.json: No space left on device")
+
+
+def test_full_disk_under_the_audit_cursor_only_delays_shipping(bench: Bench, tmp_path: Path) -> None:
+    bench.links.replace({"tw:audit": "/t/audit"})
+    bench.courier.shipper = _FullShipper(
+        {},
+        state_file=tmp_path / "cursors.json",
+        transport=bench.server,
+        on_finding=lambda code, text: None,
+    )
+    bench.feedback("a")
+    assert bench.courier.deliver() > 0
+    assert bench.left() == 0
