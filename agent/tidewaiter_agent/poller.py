@@ -143,7 +143,6 @@ class Poller:
             try:
                 paths[rel] = self.link_rule(href)
             except ddi.ForeignLinkError as err:
-                logger.warning("%s: %s", rel, err)
                 self.trail.foreign_link(rel, err.code, str(err))
         return paths
 

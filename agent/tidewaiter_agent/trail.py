@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 COMPONENT = Actor(kind="component", id="tidewaiter-agent")
 SERVER = Actor(kind="server", id="server")
 AUTH_GAP_S = 3600.0
+REFUSED_LIMIT = 64
+"""Relations remembered as refused: a server that invents ever new ones fills neither memory nor chain."""
 
 
 @dataclass(slots=True)
@@ -60,9 +62,10 @@ class Trail:
             )
 
     def foreign_link(self, rel: str, code: str, text: str) -> None:
-        """The server named a link that is not followed; recorded once per relation and start."""
-        if rel not in self._refused:
+        """The server named a link that is not followed; told once per relation and start, not at every poll."""
+        if rel not in self._refused and len(self._refused) < REFUSED_LIMIT:
             self._refused.add(rel)
+            logger.warning("%s: %s", rel, text)
             self._soft("command.refused", Outcome.MINOR, actor=SERVER, action=rel, code=code, detail=text)
 
     def outbox(self, code: str, text: str) -> None:

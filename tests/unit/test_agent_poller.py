@@ -201,3 +201,21 @@ def test_link_of_a_feature_that_is_switched_off_is_not_followed(bench: Bench) ->
     bench.pages.documents[BASE]["_links"] = {"tw:telemetry": {"href": f"{BASE}/tw/telemetry"}}
     bench.poller.poll_once()
     assert bench.poller.links.path("tw:telemetry") is None
+
+
+def test_foreign_link_is_logged_once_and_not_at_every_poll(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.pages.documents[BASE]["_links"] = {"tw:telemetry": {"href": "https://other.example/x"}}
+    for _ in range(5):
+        bench.poller.poll_once()
+    assert len([record for record in caplog.records if "tw:telemetry" in record.getMessage()]) == 1
+
+
+def test_ever_new_foreign_links_fill_neither_memory_nor_audit_chain(bench: Bench) -> None:
+    for poll in range(30):
+        bench.pages.documents[BASE]["_links"] = {
+            f"x{poll}-{number}": {"href": "https://other.example/x"} for number in range(10)
+        }
+        bench.poller.poll_once()
+    assert bench.audit.next_seq < 100
