@@ -1,13 +1,16 @@
 """The outermost layer of both applications: turns refusals and accidents into answers, with their audit record first.
 
-A denial's record is durable before the answer leaves. An exception never reaches a body: 500 carries an id that is in
+A denial's record is durable before the answer leaves. A flood of denials must not grow the chain without bound, because
+who causes it needs no credential: beyond a rate per actor and in total the answer is 429, and the next record of that
+actor counts what was not recorded one by one. An exception never reaches a body: 500 carries an id that is in
 the log.
 """
 
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from sqlalchemy import Connection
 from starlette.exceptions import HTTPException
@@ -15,11 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tidewaiter_core.clock import Clock
 
-from tidewaiter_server import audit
+from tidewaiter_server import audit, limits
 from tidewaiter_server.db import Database
 from tidewaiter_server.errors import Denial, Refusal
 
 logger = logging.getLogger(__name__)
+
+_ACTORS_LIMIT: Final = 10_000
 
 Render = Callable[[Refusal, str], Response]
 Translate = Callable[[Exception], Refusal | None]
@@ -41,6 +46,9 @@ class Boundary:
         self._database = database
         self._clock = clock
         self._render = render
+        self._per_actor = limits.Buckets(clock, rate_per_s=0.5, burst=40)
+        self._in_total = limits.Buckets(clock, rate_per_s=5, burst=300)
+        self._unrecorded: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,10 +79,24 @@ class Boundary:
         denial = refusal.denial
         if denial is not None:
             try:
+                denial = self._counted(denial)
                 await self._database.write(lambda connection: self._append(connection, refusal.code, denial))
             except Refusal as busy:
                 refusal = busy
         return self._render(refusal, path)
+
+    def _counted(self, denial: Denial) -> Denial:
+        """The denial with what was left out before it; 429 when this one is left out too."""
+        actor = denial.actor
+        try:
+            self._per_actor.take(actor)
+            self._in_total.take("denials")
+        except Refusal:
+            if actor in self._unrecorded or len(self._unrecorded) < _ACTORS_LIMIT:
+                self._unrecorded[actor] = self._unrecorded.get(actor, 0) + 1
+            raise
+        missed = self._unrecorded.pop(actor, 0)
+        return replace(denial, fields={**denial.fields, "unrecorded": missed}) if missed else denial
 
     def _append(self, connection: Connection, code: str, denial: Denial) -> None:
         audit.append_denial(connection, self._clock, code, denial)
