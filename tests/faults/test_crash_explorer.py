@@ -9,6 +9,7 @@ from tests.faults.crash_explorer.explorer import Effort, Explorer
 from tests.faults.crash_explorer.mutations import MUTATIONS, Mutation, find
 from tests.faults.crash_explorer.scenarios import SCENARIOS, Scenario
 from tests.faults.crash_explorer.seen import Seen
+from tests.faults.crash_explorer.world import SOUND
 
 SHORT = Effort(first_in=16, second_in=0)
 DEEP = Effort(first_in=64, second_in=32)
@@ -38,6 +39,14 @@ def test_a_second_power_cut_during_the_recovery_is_survived(name: str) -> None:
     figures = Explorer(scenario, seen=Seen(), effort=DEEP).run()
     assert figures.findings == []
     assert figures.second_cuts > 0
+
+
+def test_the_story_of_a_patch_goes_by_the_patch() -> None:
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "patch")
+    world = scenario.world(scenario.base(scenario.backend), parts=SOUND, is_first=True)
+    scenario.play(world)
+    kept = [key[1] for key in world.storage.content() if key[0] == "file"]
+    assert any(name.endswith(".twph") for name in kept)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

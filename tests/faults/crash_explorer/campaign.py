@@ -63,6 +63,8 @@ def run(
     mutations = [mutation.name for mutation in MUTATIONS] if with_mutations else []
     figures = {scenario.name: Figures() for scenario in scenarios}
     shown: dict[str, str | None] = {}
+    for scenario in scenarios:
+        scenario.circumstances(is_first=True)  # builds its releases, for all processes
     with multiprocessing.get_context("fork").Pool(processes, initializer=_be_quiet) as pool:
         for number, (name, part) in enumerate(pool.imap_unordered(_explored, tasks), start=1):
             figures[name].add(part)

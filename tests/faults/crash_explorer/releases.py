@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload.limits import Limits
 from tidewaiter_core.payload.release import Release, build_release
+from tidewaiter_release.delta import make_patch
 from tidewaiter_release.payload import BuiltImage, build_image
 from tidewaiter_updater.model import RunningRelease
 
@@ -25,7 +25,10 @@ from tests.sim.device import FIRST_BUILT_UTC, HW, PRODUCT, release_fields
 from tests.sim.storage import SECTOR_BYTES
 from tests.sim.storage.units import BLOCK_BYTES
 
-LIMITS = Limits(min_chunk_bytes=BLOCK_BYTES)
+LIMITS = Limits(
+    min_chunk_bytes=BLOCK_BYTES, region_bytes=BLOCK_BYTES, segment_log=13, prefix_log=14, window_log=13
+)
+"""A segment of a patch has two blocks, its prefix up to four."""
 CHUNKS = 4
 IMAGE_BYTES = CHUNKS * BLOCK_BYTES
 SECTORS_USED = (0, 128)
@@ -49,9 +52,20 @@ class Made:
 
 
 @cache
-def made(version: str, sequence: int, *, security_epoch: int = 0, reversible: bool = True) -> Made:
-    """Build a release once per process."""
-    image = b"".join(_chunk(version, number) for number in range(CHUNKS))
+def made(
+    version: str,
+    sequence: int,
+    *,
+    security_epoch: int = 0,
+    reversible: bool = True,
+    patch_from: tuple[str, int] | None = None,
+) -> Made:
+    """Build a release once per process.
+
+    Args:
+        patch_from: Version and sequence of the release that it has a patch from.
+    """
+    image = _image(version)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "image").write_bytes(image)
@@ -66,12 +80,20 @@ def made(version: str, sequence: int, *, security_epoch: int = 0, reversible: bo
     )
     component = fields["components"][0]
     component.update(_component(component, built))
+    targets = {
+        _target(component["index"]["path"], built.index.sha256): index,
+        _target(component["pack"]["path"], built.pack.sha256): pack,
+    }
+    if patch_from is not None:
+        entry, data = _patch(component["pack"]["path"], old=made(*patch_from), image=image)
+        component["patches"] = [entry]
+        targets[_target(entry["path"], entry["sha256"])] = data
     data = build_release(fields, limits=LIMITS)
     release = Release.parse(data, limits=LIMITS)
     return Made(
         data=data,
         release=release,
-        blocks=tuple(image[at : at + BLOCK_BYTES] for at in range(0, IMAGE_BYTES, BLOCK_BYTES)),
+        blocks=_blocks(image),
         identity=RunningRelease(
             product=PRODUCT,
             version=version,
@@ -80,10 +102,7 @@ def made(version: str, sequence: int, *, security_epoch: int = 0, reversible: bo
             built_utc=FIRST_BUILT_UTC,
             hw=(HW,),
         ),
-        targets={
-            _target(component["index"]["path"], built.index.sha256): index,
-            _target(component["pack"]["path"], built.pack.sha256): pack,
-        },
+        targets=targets,
     )
 
 
@@ -99,7 +118,42 @@ def _component(component: dict[str, Any], built: BuiltImage) -> dict[str, Any]:
     }
 
 
-def _target(path: str, sha256: Sha256) -> str:
+def _patch(sibling: str, *, old: Made, image: bytes) -> tuple[dict[str, Any], bytes]:
+    """The entry and the bytes of a patch that lies beside the pack."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "old").write_bytes(b"".join(old.blocks))
+        (folder / "new").write_bytes(image)
+        built = make_patch(
+            folder / "old",
+            folder / "new",
+            folder / "patch",
+            level=1,
+            workers=1,
+            limits=LIMITS,
+            stream=io.StringIO(),
+        )
+        data = (folder / "patch").read_bytes()
+    entry = {
+        "path": f"{sibling.rpartition('/')[0]}/from-{old.identity.sequence}.twpt",
+        "length": built.length,
+        "sha256": built.sha256,
+        "from_root": old.release.slot.image_root,
+        "head_bytes": built.head_bytes,
+        "head_sha256": built.head_sha256,
+    }
+    return entry, data
+
+
+def _image(version: str) -> bytes:
+    return b"".join(_chunk(version, number) for number in range(CHUNKS))
+
+
+def _blocks(image: bytes) -> Blocks:
+    return tuple(image[at : at + BLOCK_BYTES] for at in range(0, IMAGE_BYTES, BLOCK_BYTES))
+
+
+def _target(path: str, sha256: str) -> str:
     folder, _, name = path.rpartition("/")
     return f"{folder}/{sha256}.{name}"
 

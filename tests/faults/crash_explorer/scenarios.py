@@ -1,7 +1,7 @@
 """The stories that are cut short at every step (update-engine.md section 17.1).
 
 A scenario says what storage holds at first, what happens, and how it ends however often the power fails. Stories whose code does
-not exist yet belong here when it does: an update by patch (issue 3 item 6), a data migration (item 8), a firmware step.
+not exist yet belong here when it does: a data migration (issue 3 item 8), a firmware step.
 """
 
 from __future__ import annotations
@@ -173,6 +173,14 @@ def _scenarios() -> tuple[Scenario, ...]:
             name="second update",
             end=End.COMMITS,
             offered=lambda: made("3.0", 3),
+            known=lambda: (made("2.0", 2), made("1.0", 1)),
+            base=_after_first_update,
+            home=SlotName.B,
+        ),
+        Scenario(
+            name="patch",
+            end=End.COMMITS,
+            offered=lambda: made("3.0", 3, patch_from=("2.0", 2)),
             known=lambda: (made("2.0", 2), made("1.0", 1)),
             base=_after_first_update,
             home=SlotName.B,
