@@ -6,6 +6,7 @@ Every route goes through `_Device`: identity from the certificate, then tenant a
 
 from typing import Final
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -20,7 +21,22 @@ from tidewaiter_server.protocol import PEER_CERTIFICATE
 
 _READABLE: Final = ("application/json", "application/hal+json", "application/*", "*/*")
 _PREFIX: Final = "/{tenant}/controller/v1/{controller_id}"
-_ACTION_ID: Final = "{action_id:int}"
+_ACTION_ID: Final = "{action_id:number}"
+
+
+class _Number(Convertor[int]):
+    """A number that fits every integer we store: longer ones are no route, instead of an accident in the database."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _Number())
 
 
 def build(ddi: Ddi) -> ASGIApp:
@@ -56,10 +72,15 @@ def build(ddi: Ddi) -> ASGIApp:
             ),
             ("PUT", f"{_PREFIX}/installedBase", ddi_routes.put_installed, True),
             ("GET", f"{_PREFIX}/installedBase/{_ACTION_ID}", ddi_routes.installed_base, True),
-            ("GET", f"{_PREFIX}/softwaremodules/{{module_id:int}}/artifacts", ddi_routes.artifact_list, True),
             (
                 "GET",
-                f"{_PREFIX}/softwaremodules/{{module_id:int}}/artifacts/{{name}}",
+                f"{_PREFIX}/softwaremodules/{{module_id:number}}/artifacts",
+                ddi_routes.artifact_list,
+                True,
+            ),
+            (
+                "GET",
+                f"{_PREFIX}/softwaremodules/{{module_id:number}}/artifacts/{{name}}",
                 ddi_routes.artifact,
                 False,
             ),

@@ -433,3 +433,17 @@ def test_every_answer_has_the_shape_of_the_published_document(world: World) -> N
     check("PUT", f"{base}/installedBase", {"name": 3})
     check("GET", f"{base}/cancelAction/{action}")
     assert published.unasked() == set()
+
+
+@pytest.mark.parametrize("digits", [19, 30, 5000])
+def test_an_action_number_beyond_every_integer_is_404_and_no_accident(world: World, digits: int) -> None:
+    serial, device = world.device()
+    number = "9" * digits
+    for route in (
+        f"deploymentBase/{number}",
+        f"cancelAction/{number}",
+        f"softwaremodules/{number}/artifacts",
+    ):
+        assert device.request("GET", f"{base_path(serial)}/{route}").status == 404
+    path = f"{base_path(serial)}/deploymentBase/{number}/feedback"
+    assert device.request("POST", path, feedback("proceeding")).status == 404
