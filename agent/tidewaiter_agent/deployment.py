@@ -88,8 +88,8 @@ class Deployment:
 
     def check(self, action: Action) -> Action | None:
         """Let the updater verify the release; None when the action ended with it."""
+        # The back-off is not reset here: a Check that succeeds and an Install that is refused would alternate for ever.
         offer = self._updater.check(action.release_path)
-        self._backoff.reset()
         if not offer.installable:
             status = self._updater.status()
             if status.running_digest == offer.release.digest:
@@ -120,15 +120,15 @@ class Deployment:
 
     def _follow(self, action: Action) -> float:
         status = self._updater.status()
-        self._backoff.reset()
         match judge(status, action.digest, begun=True):
             case Meaning.SUCCEEDED:
                 return self._close(success_report(status))
             case Meaning.FAILED:
                 return self._close(failure_report(status.last_code, status.last_text))
             case Meaning.INSTALL:
+                # The updater lost it. The first time at once would be right, but it may lose it every time.
                 self._book.change(stage=Stage.WAITING)
-                return 0.0
+                return self._backoff.next_s()
             case Meaning.BUSY:
                 self._feedback.report(
                     waiting_report(
@@ -137,11 +137,13 @@ class Deployment:
                 )
                 return BUSY_S
             case Meaning.CONSENT:
+                self._backoff.reset()
                 return self._ask(action, status)
             case Meaning.ACTIVATE:
                 self._consent.withdraw(action.digest)
                 return self._activate(action, status)
             case _:
+                self._backoff.reset()
                 self._consent.withdraw(action.digest)
                 self._feedback.report(report_of(status))
                 return ACTIVE_S
@@ -153,6 +155,7 @@ class Deployment:
         if status.phase == "STAGED" or self._window_sent is not action.window_open:
             self._updater.activate(action.digest, window_open=action.window_open)
             self._window_sent = action.window_open
+            self._backoff.reset()
             self._book.change(stage=Stage.ACTIVATING)
         return ACTIVE_S
 

@@ -90,6 +90,7 @@ class Updates:
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._finding: Finding | None = None
+        self._trouble = ""
 
     @property
     def action(self) -> Action | None:
@@ -117,6 +118,31 @@ class Updates:
     def step(self) -> float:
         """Do the next piece of work; seconds after which it is worth calling again."""
         try:
+            wait_s = self._step()
+        except NotReachable as err:
+            self._log_once(logging.WARNING, f"updater: {err}")
+            return min(self._backoff.next_s(), IDLE_S)
+        except (StateWriteError, OutboxFullError) as err:
+            # Disk full: nothing was decided that is not on storage; the same step is taken again.
+            self._log_once(logging.WARNING, f"update waits: {err}")
+            return STORAGE_S
+        except ConsentError as err:
+            self._log_once(logging.INFO, f"update waits: {err}")
+            return BUSY_S
+        except StateError as err:
+            self._log_once(logging.ERROR, str(err))
+            return STORAGE_S
+        self._trouble = ""
+        return wait_s
+
+    def _log_once(self, level: int, text: str) -> None:
+        """The same trouble is one line until it is over or another one, not one per attempt for days."""
+        if text != self._trouble:
+            self._trouble = text
+            logger.log(level, "%s", text)
+
+    def _step(self) -> float:
+        try:
             self._consent.expire()
             self._take_finding()
             action = self._book.action
@@ -129,20 +155,8 @@ class Updates:
             if action.cancel_id:
                 return self._cancellation.step(action)
             return self._confirmation.step(action) if action.confirming else self._deployment.step(action)
-        except NotReachable as err:
-            return self._wait_for_updater(err)
         except VarlinkError as err:
             return self._refused(err)
-        except (StateWriteError, OutboxFullError) as err:
-            # Disk full: nothing was decided that is not on storage; the same step is taken again.
-            logger.warning("update waits: %s", err)
-            return STORAGE_S
-        except ConsentError as err:
-            logger.info("update waits: %s", err)
-            return BUSY_S
-        except StateError as err:
-            logger.error("%s", err)  # noqa: TRY400 - the message says all
-            return STORAGE_S
 
     # --- what the poll showed -------------------------------------------------------------------------------------
 
@@ -238,7 +252,3 @@ class Updates:
     def _refused(self, err: VarlinkError) -> float:
         action = self._book.action
         return IDLE_S if action is None else self._deployment.refused(action, err)
-
-    def _wait_for_updater(self, err: NotReachable) -> float:
-        logger.warning("updater: %s", err)
-        return min(self._backoff.next_s(), IDLE_S)

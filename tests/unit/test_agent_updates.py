@@ -455,6 +455,33 @@ def test_window_is_told_anew_for_a_new_action(bench: Bench) -> None:
     assert len(bench.world.called("Activate")) == told + 1
 
 
+def test_updater_that_forgets_each_installation_is_asked_less_and_less_often(bench: Bench) -> None:
+    bench.offer()
+    began_s = bench.clock.boottime_s()
+    for _ in range(90):
+        bench.clock.advance(bench.updates.step())
+        bench.world.forget()
+    assert len(bench.world.called("Check")) <= 2 + (bench.clock.boottime_s() - began_s) / 30
+
+
+def test_release_that_the_updater_does_not_know_is_checked_less_and_less_often(bench: Bench) -> None:
+    bench.offer()
+    bench.world.raises["Install"] = refused("release.unknown")
+    began_s = bench.clock.boottime_s()
+    for _ in range(20):
+        bench.clock.advance(bench.updates.step())
+    assert bench.clock.boottime_s() - began_s > 600
+
+
+def test_updater_that_is_away_for_days_is_one_line_in_the_log(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.offer()
+    bench.world.__exit__(None, None, None)
+    bench.run(20)
+    assert len([record for record in caplog.records if record.getMessage().startswith("updater:")]) == 1
+
+
 class FullDisk(SystemOutboxDisk):
     full = True
 
