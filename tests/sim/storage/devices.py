@@ -17,8 +17,6 @@ from tests.sim.storage.content import Content
 from tests.sim.storage.log import Log
 from tests.sim.storage.units import BLOCK_BYTES, SECTOR_BYTES, ZERO_BLOCK, BadSector, SectorWrite, Unit
 
-_SECTORS_PER_BLOCK = BLOCK_BYTES // SECTOR_BYTES
-
 
 @dataclass
 class Lies:
@@ -31,10 +29,11 @@ class Lies:
 
 
 class BlockDevice:
-    """Sectors of 16 bytes in blocks of 4096."""
+    """Sectors, by default of 16 bytes, in blocks of 4096."""
 
-    def __init__(self, storage: Log, name: str) -> None:
+    def __init__(self, storage: Log, name: str, *, sector_bytes: int = SECTOR_BYTES) -> None:
         self.name = name
+        self._sector_bytes = sector_bytes
         self.lies = Lies()
         self.on_write: Callable[[int, bytes], None] = lambda offset, data: None
         self._storage = storage
@@ -52,9 +51,9 @@ class BlockDevice:
             ]
         data = bytearray(b"".join(blocks)[offset - first * BLOCK_BYTES :][:length])
         for sector, believed in self._cache.items() if cached else ():
-            at = sector * SECTOR_BYTES - offset
+            at = sector * self._sector_bytes - offset
             if 0 <= at < length:
-                data[at : at + SECTOR_BYTES] = believed
+                data[at : at + self._sector_bytes] = believed
         return bytes(data)
 
     def write(self, offset: int, data: bytes) -> None:
@@ -87,19 +86,22 @@ class BlockDevice:
             before = self._storage.view.get(("block", self.name, number), ZERO_BLOCK)
             if inside == 0 and piece == before and not self._has_bad(number):
                 continue
-            for step in range(0, len(piece), SECTOR_BYTES):
-                sector = (offset + at + step) // SECTOR_BYTES
-                new = piece[step : step + SECTOR_BYTES]
-                old = before[inside + step : inside + step + SECTOR_BYTES]
+            for step in range(0, len(piece), self._sector_bytes):
+                sector = (offset + at + step) // self._sector_bytes
+                new = piece[step : step + self._sector_bytes]
+                old = before[inside + step : inside + step + self._sector_bytes]
                 if new != old or ("bad", self.name, sector) in self._storage.view:
                     yield SectorWrite(self.name, sector, new)
 
     def _has_bad(self, block: int) -> bool:
-        first = block * _SECTORS_PER_BLOCK
-        return any(first <= sector < first + _SECTORS_PER_BLOCK for sector in self._bad())
+        count = BLOCK_BYTES // self._sector_bytes
+        return any(block * count <= sector < (block + 1) * count for sector in self._bad())
 
     def _require_readable(self, offset: int, length: int) -> None:
-        if any(offset - SECTOR_BYTES < sector * SECTOR_BYTES < offset + length for sector in self._bad()):
+        if any(
+            offset - self._sector_bytes < sector * self._sector_bytes < offset + length
+            for sector in self._bad()
+        ):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _bad(self) -> list[int]:
@@ -117,10 +119,10 @@ class Storage(Log):
         super().__init__(content, is_recorded=is_recorded, facts=facts)
         self._devices: dict[str, BlockDevice] = {}
 
-    def device(self, name: str) -> BlockDevice:
+    def device(self, name: str, *, sector_bytes: int = SECTOR_BYTES) -> BlockDevice:
         """The block device of that name."""
         if name not in self._devices:
-            self._devices[name] = BlockDevice(self, name)
+            self._devices[name] = BlockDevice(self, name, sector_bytes=sector_bytes)
         return self._devices[name]
 
 

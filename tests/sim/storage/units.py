@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SECTOR_BYTES = 16
+"""Of most devices; a loader whose format relies on real sectors gets those."""
 BLOCK_BYTES = 4096
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 DIRECTORY = -1
@@ -26,17 +27,17 @@ State = dict[tuple[Any, ...], Any]
 
 @dataclass(frozen=True, slots=True)
 class SectorWrite:
-    """One sector of a block device."""
+    """One sector of a block device; the length of `data` is that of the sector."""
 
     device: str
     sector: int
     data: bytes
 
     def apply(self, state: State) -> None:
-        number, at = divmod(self.sector * SECTOR_BYTES, BLOCK_BYTES)
+        number, at = divmod(self.sector * len(self.data), BLOCK_BYTES)
         key = ("block", self.device, number)
         before = state.get(key, ZERO_BLOCK)
-        after = before[:at] + self.data + before[at + SECTOR_BYTES :]
+        after = before[:at] + self.data + before[at + len(self.data) :]
         if after == ZERO_BLOCK:
             state.pop(key, None)
         else:
@@ -45,7 +46,7 @@ class SectorWrite:
 
     def spoiled(self) -> Iterator[Unit]:
         """The cut fell into this very sector: it holds garbage, or cannot be read."""
-        noise = random.Random(f"{self.device}{self.sector}").randbytes(SECTOR_BYTES)
+        noise = random.Random(f"{self.device}{self.sector}").randbytes(len(self.data))
         yield SectorWrite(self.device, self.sector, noise)
         yield BadSector(self.device, self.sector)
 
