@@ -14,7 +14,7 @@ from tidewaiter_core.payload.index import IndexReader
 from tidewaiter_core.payload.release import SlotComponent
 
 from tidewaiter_updater.device import SlotDevice
-from tidewaiter_updater.errors import SlotError
+from tidewaiter_updater.errors import RouteClosedError, SlotError
 from tidewaiter_updater.fetcher import Fetcher
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.pack_units import PackUnits
@@ -73,7 +73,7 @@ class ChunkSupply:
         self._plan = TransferPlan(
             self._index,
             wrong.chunks,
-            active=HashLookup(self._active.table) if self._active else None,
+            active=HashLookup(self._active.table, self._active.intact) if self._active else None,
             target=HashLookup(self._promised, wrong.unmoved) if self._promised else None,
             step=self._step,
         )
@@ -88,22 +88,32 @@ class ChunkSupply:
         origin = self._planned.origin(chunk)
         data: bytes | memoryview | None = None
         if origin is Origin.COPY:
-            data = self._copied(chunk) or self._moved(chunk, sink) or self._repeated(chunk, sink)
+            data = self._copied(chunk) or self._moved(chunk) or self._repeated(chunk, sink)
             if data is None:
-                origin, data = Origin.PACK, self._units.fetched(chunk)
+                origin, data = Origin.PACK, self._unplanned(chunk)
         elif origin is Origin.PACK:
             data = self._from_span(chunk)
         return Supplied(origin, data)
 
     def chunk0(self) -> bytes:
         data = self._store.chunk0(self._root, self._index.chunk_hash(0))
-        return data if data is not None else self._units.fetched(0)  # the state directory lost it since
+        return data if data is not None else self._unplanned(0)  # the state directory lost it since
 
     @property
     def _planned(self) -> TransferPlan:
         if self._plan is None:
             raise RuntimeError("a chunk was asked for before the plan was made")
         return self._plan
+
+    def _unplanned(self, chunk: int) -> bytes:
+        """A chunk that was to be copied, out of the pack, while the plan has room for that."""
+        stored_bytes = self._index.unit(self._units.stored_chunk(chunk)).stored_bytes
+        if not self.meter.has_room_for(stored_bytes):
+            raise RouteClosedError(
+                f"{self.what}: chunk {chunk} is not where the records say, and the plan of {self.meter.expected_bytes} bytes has "
+                f"no room to fetch it ({self.meter.fetched_bytes} arrived); a new plan is needed"
+            )
+        return self._units.fetched(chunk)
 
     def _copied(self, chunk: int) -> bytes | None:
         """A chunk from the active slot, if it still is what the record says."""
@@ -117,7 +127,7 @@ class ChunkSupply:
             self.active_differs += 1
         return data
 
-    def _moved(self, chunk: int, sink: Sink) -> bytes | None:
+    def _moved(self, chunk: int) -> bytes | None:
         """A chunk from further back in the target, where the image before it is not overwritten yet."""
         found = self._planned.move_from(chunk)
         return self._reader.read_right(self._device, found, chunk) if found is not None else None

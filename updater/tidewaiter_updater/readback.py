@@ -70,6 +70,14 @@ def matches(device: SlotDevice, table: IndexReader | ChunkHashes, control: Contr
     return all(digest == hashes.chunk_hash(chunk) for chunk, digest in digests)
 
 
+def intact_chunks(device: SlotDevice, table: ChunkHashes, control: Control) -> bytearray:
+    """One byte per chunk of a record: 1 where the device really holds it."""
+    intact = bytearray(table.chunk_count)
+    for chunk, digest in _digests(device, table, control, lambda report: None):
+        intact[chunk] = digest == table.chunk_hash(chunk)
+    return intact
+
+
 def survey(
     device: SlotDevice, table: ChunkHashes, promised: ChunkHashes | None, control: Control, *, whole: bool
 ) -> Iterator[tuple[int, Found]]:

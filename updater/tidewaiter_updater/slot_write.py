@@ -2,7 +2,7 @@
 
 1. copy: a slot is recorded to hold the very image, the running one or the target itself. Nothing is fetched.
 2. patch: the release has one from the image that the running slot is recorded to hold.
-3. pack: index and stored chunks.
+3. pack: index and stored chunks; planned again after reading the running slot if that is not what its record says.
 A way that closes (RouteClosedError) is never widened: the next one is planned anew, must fit into what is left of the budget, and
 is announced before its first byte is fetched (I9). What the closed way wrote is right and is kept.
 
@@ -24,12 +24,13 @@ from tidewaiter_core.payload.patch import PatchReader, require_patch_match
 from tidewaiter_core.payload.release import SlotComponent
 
 from tidewaiter_updater.device import SlotDevice
-from tidewaiter_updater.errors import RouteClosedError, SourceError, SourceRefusedError
+from tidewaiter_updater.errors import BudgetError, RouteClosedError, SourceError, SourceRefusedError
 from tidewaiter_updater.index_store import HashTable, IndexStore
 from tidewaiter_updater.pack_fallback import PackFallback
 from tidewaiter_updater.patch import CopySupply, PatchSupply
 from tidewaiter_updater.plan import ChunkHashes
 from tidewaiter_updater.ports import Notice, Notify, Report
+from tidewaiter_updater.readback import intact_chunks
 from tidewaiter_updater.slots import ActiveSlot, InstallResult, fill, install
 from tidewaiter_updater.sources import Source, hashed_path
 from tidewaiter_updater.stage import Control, Step
@@ -96,6 +97,7 @@ class SlotWrite:
         self._step = Step(f"{given.target.name}: writing", control, clock)
         self._began_bytes = given.source.received_bytes
         self._resume = given.resume
+        self._doubts_active = self._was_checked = False
 
     def run(self) -> None:
         """Go the cheapest way that leads there.
@@ -113,10 +115,12 @@ class SlotWrite:
             except RouteClosedError as err:
                 logger.warning("%s: the way by %s is closed: %s", self._given.target.name, route, err)
                 closed, self._resume = err, True
+                self._doubts_active = self._doubts_active or err.code == "slot.active-differs"
                 continue
             if result.active_differs:
                 self._report_differing(result)
             return
+        raise BudgetError(str(closed)) from closed
 
     def _routes(self) -> Iterator[Route]:
         tables = (self._given.active_table, self._given.promised)
@@ -126,6 +130,8 @@ class SlotWrite:
         if patch_from(self._component, active.image_root if active else None) is not None:
             yield Route.PATCH
         yield Route.PACK
+        if not self._was_checked:
+            yield Route.PACK  # again, because copies were not where the records say
 
     def _go(self, route: Route) -> InstallResult:
         meter = Meter(self._given.source, began_bytes=self._began_bytes, cap_bytes=self._given.cap_bytes)
@@ -188,9 +194,7 @@ class SlotWrite:
         component, given = self._component, self._given
         self._require_room(meter, self._store.missing_bytes(component.index), component.index.path)
         index = stack.enter_context(self._store.opened(component.index, given.source, step=self._step))
-        copies = None
-        if given.active is not None and given.active_table is not None:
-            copies = ActiveSlot(device=given.active, table=given.active_table)
+        copies = self._copies()
         return install(
             given.target,
             component,
@@ -206,6 +210,17 @@ class SlotWrite:
             cap_bytes=given.cap_bytes,
             began_bytes=self._began_bytes,
         )
+
+    def _copies(self) -> ActiveSlot | None:
+        """The running slot to copy from: by its record, or once that proved wrong by reading all of it."""
+        active, table = self._given.active, self._given.active_table
+        if active is None or table is None:
+            return None
+        intact = None
+        if self._doubts_active:
+            intact = intact_chunks(active, table, self._control)
+            self._was_checked = True
+        return ActiveSlot(device=active, table=table, intact=intact)
 
     def _fill(self, table: ChunkHashes, supply: Supply) -> InstallResult:
         return fill(

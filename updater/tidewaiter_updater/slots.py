@@ -247,7 +247,9 @@ class _Transfer:
 
     def _survey(self, promised: ChunkHashes | None, *, resume: bool) -> Wrong:
         wrong = bytearray(b"\1") * self._table.chunk_count
-        unmoved = bytearray(len(wrong))
+        # Behind the end of the new image nothing is overwritten.
+        behind = max(0, promised.chunk_count - len(wrong)) if promised is not None else 0
+        unmoved = bytearray(len(wrong)) + b"\1" * behind
         for chunk, found in survey(self._device, self._table, promised, self._control, whole=resume):
             if found is Found.UNMOVED:
                 unmoved[chunk] = 1

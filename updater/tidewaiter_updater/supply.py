@@ -30,6 +30,8 @@ class ActiveSlot:
 
     device: SlotDevice
     table: ChunkHashes
+    intact: bytearray | None = None
+    """One byte per chunk of the table: 1 where the slot was read and is what the record says. None: the record is believed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
