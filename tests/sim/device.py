@@ -38,7 +38,7 @@ from tidewaiter_updater.model import (
     RunningRelease,
     TransferProgress,
 )
-from tidewaiter_updater.ports import Control, Notify, Ports, Report
+from tidewaiter_updater.ports import Control, Notice, Notify, Ports, Report
 from tidewaiter_updater.transaction import Site
 
 from tests.sim.boot import BootScript
@@ -208,6 +208,8 @@ class ToySlots:
         self.fetched: list[str] = []
         self.faults: list[Exception] = []
         """Raised by the next writes, one each."""
+        self.notices: list[Notice] = []
+        """Said in every write, before a fault."""
         self.refusal: Exception | None = None
         self.lies = 0
         """How many of the next read-backs find a wrong chunk."""
@@ -232,6 +234,8 @@ class ToySlots:
         notify: Notify,
         control: Control,
     ) -> None:
+        for notice in self.notices:
+            notify(notice)
         if self.faults:
             raise self.faults.pop(0)
         image, pending = self._images[release.slot.image_root], self._storage.unsynced[slot]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload import IndexReader, SlotComponent
-from tidewaiter_core.payload.components import FileSystem, IndexRef, PackRef
+from tidewaiter_core.payload.components import FileSystem, IndexRef, PackRef, PatchRef
+from tidewaiter_release.delta import make_patch
 from tidewaiter_release.payload import build_image
 
 CHUNK_BYTES = 64 * 1024
@@ -41,6 +43,8 @@ class Packed:
     component: SlotComponent
     index_bytes: bytes
     pack: bytes
+    patch: bytes = b""
+    """The only patch of the component, if it has one."""
 
     @property
     def index(self) -> IndexReader:
@@ -52,6 +56,12 @@ class Packed:
     def pack_target(self) -> str:
         folder, _, name = self.component.pack.path.rpartition("/")
         return f"{folder}/{self.component.pack.sha256}.{name}"
+
+    @property
+    def patch_target(self) -> str:
+        (patch,) = self.component.patches
+        folder, _, name = patch.path.rpartition("/")
+        return f"{folder}/{patch.sha256}.{name}"
 
     @property
     def index_target(self) -> str:
@@ -85,6 +95,28 @@ def packed(image: bytes, folder: Path, *, version: str = "1.0") -> Packed:
     )
 
 
+def with_patch(new: Packed, old: Packed, folder: Path, *, level: int = 3) -> Packed:
+    """`new` with a patch from `old`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in (("old", old.image), ("new", new.image)):
+        (folder / name).write_bytes(data)
+    built = make_patch(folder / "old", folder / "new", folder / "patch", level=level, workers=2)
+    return patched_by(new, (folder / "patch").read_bytes(), built.head_bytes, from_root=built.header.old_root)
+
+
+def patched_by(new: Packed, patch: bytes, head_bytes: int, *, from_root: Sha256) -> Packed:
+    """`new` with any bytes as its patch, rightly signed."""
+    ref = PatchRef(
+        path=new.component.pack.path.replace("pack.twpk", "from-old.twpt"),
+        length=len(patch),
+        sha256=Sha256.of(patch),
+        from_root=from_root,
+        head_bytes=head_bytes,
+        head_sha256=Sha256.of(patch[:head_bytes]),
+    )
+    return replace(new, component=replace(new.component, patches=(ref,)), patch=patch)
+
+
 class MemorySource:
     """A `Source` over a dictionary of targets. `tamper` sees each answer and may change it."""
 
@@ -104,6 +136,8 @@ class MemorySource:
         for image in images:
             targets[image.pack_target] = image.pack
             targets[image.index_target] = image.index_bytes
+            if image.component.patches:
+                targets[image.patch_target] = image.patch
         return cls(targets)
 
     @property

@@ -29,6 +29,7 @@ from tidewaiter_updater.model import (
     Scope,
     TransferProgress,
 )
+from tidewaiter_updater.ports import Notice
 from tidewaiter_updater.status import render_status
 from tidewaiter_updater.transaction import Site
 from tidewaiter_updater.transfer import TransferControl
@@ -315,6 +316,37 @@ def test_a_part_that_the_server_does_not_have_is_final_for_the_attempt() -> None
     device.slots.faults = [SourceRefusedError("404", status=404)]
     begin(device, made, engine)
     assert phase(engine) == "FAILED"
+
+
+def test_another_plan_is_audited_once_with_both_its_reason_and_its_cap() -> None:
+    device, made, engine = device_with()
+    device.slots.notices = [Notice(code="slot.active-differs", text="planned anew by pack, at most 5 in all")]
+    device.slots.faults = [SourceError("offline")]
+    begin(device, made, engine)
+    device.clock.advance(7 * 3600)
+    device.work()
+    assert phase(engine) == "STAGED"
+    replanned = [
+        fields for kind, fields in device.storage.audit if fields.get("code") == "slot.active-differs"
+    ]
+    assert [fields["detail"] for fields in replanned] == ["planned anew by pack, at most 5 in all"]
+
+
+def test_a_plan_that_cannot_be_audited_waits_for_the_log() -> None:
+    device, made, engine = device_with()
+    device.slots.notices = [Notice(code="source.bad-bytes", text="planned anew by pack")]
+    engine.check("relay", made.path)
+    engine.install(made.release.digest)
+    while phase(engine) != "TRANSFER":
+        engine.step()
+    device.audit.is_full = True
+    engine.step()
+    assert (phase(engine), waits(engine)) == ("TRANSFER", ("update.audit-full",))
+    assert device.slots.fetched == []
+    device.audit.is_full = False
+    device.clock.advance(120)
+    device.work()
+    assert phase(engine) == "STAGED"
 
 
 def test_a_larger_download_than_allowed_waits_for_a_person() -> None:
