@@ -162,6 +162,8 @@ def _motion(now: Situation) -> Iterator[str]:
         yield "motion"
         return
     before = {channel.channel: channel.plunger_um for channel in readings[0].channels}
+    if not before or before.keys() != {channel.channel for channel in readings[-1].channels}:
+        yield "motion"  # a plunger that is not listed is not one that stands still
     for channel in readings[-1].channels:
         old = before.get(channel.channel)
         if old is None or channel.plunger_um is None or abs(channel.plunger_um - old) > PLUNGER_LIMIT_UM:

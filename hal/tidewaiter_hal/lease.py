@@ -36,6 +36,8 @@ TTL_MAX_MS: Final = 300_000
 SEAL_GRACE_S: Final = 60.0
 REFUSED_PAUSE_S: Final = 600.0
 REPORT_S: Final = 4.0
+GRANT_SLACK_MS: Final = 1_000
+"""How much less than asked a seal may show in the reply: what passed on the injector until it was built."""
 _LOOK_S: Final = 0.25
 
 
@@ -121,8 +123,14 @@ class LeaseKeeper:
             raise
         finally:
             held.attached = False
-            if not held.sealed and self._held is held:
+            if self._begin_end(held):
                 self._release(held)
+
+    def _begin_end(self, held: HeldLease) -> bool:
+        """Whether the holder's end is the lease's end. One step with `seal`: never both."""
+        with self._lock:
+            held.ending = held.ending or (not held.sealed and self._held is held)
+            return held.ending and self._held is held and not held.sealed
 
     def _acquire(self, purpose: Purpose, ttl_ms: int, actor: Actor) -> HeldLease:
         decision = self.check(purpose)
@@ -220,7 +228,7 @@ class LeaseKeeper:
                 yield self._view(held)
 
     def _look(self, held: HeldLease, now_s: float) -> None:
-        if self._held is not held:
+        if self._held is not held or held.ending:
             raise LeaseLostError("lease: released by this service")
         if now_s >= held.expires_s:
             self._drop(held)
@@ -249,7 +257,7 @@ class LeaseKeeper:
 
     def _renew(self, held: HeldLease, now_s: float) -> bool:
         try:
-            self._wire.renew(held, held.ttl_ms)
+            granted_ms = self._wire.renew(held, held.ttl_ms)
         except DeviceRefusedError as err:
             self._drop(held)
             if err.number == RC_OPERATOR:
@@ -259,7 +267,7 @@ class LeaseKeeper:
         except HalError as err:
             logger.warning("lease %s: not renewed: %s; tried again until it expires", held.lease_id, err)
             return False
-        held.expires_s = now_s + held.ttl_ms / 1000
+        held.expires_s = now_s + granted_ms / 1000
         return True
 
     # Sealing and ending
@@ -271,18 +279,27 @@ class LeaseKeeper:
             LeaseLostError: There is no such lease, or the injector did not confirm; it must not be relied on.
         """
         held = self._require(lease_id)
-        held.sealed, held.sealed_s = True, self._clock.boottime_s()
         try:
-            self._store(held)
-            self._wire.renew(held, budget_ms)
+            with self._lock:
+                if self._held is not held or held.ending:
+                    raise LeaseLostError("it is being released")
+                held.sealed, held.sealed_s = True, self._clock.boottime_s()
+                self._store(held)
+            granted_ms = self._wire.renew(held, budget_ms)
+            if granted_ms < budget_ms - GRANT_SLACK_MS:
+                # The host would still be down when the injector unlocks itself.
+                raise LeaseLostError(f"the injector grants {granted_ms} ms of {budget_ms} ms")
             self._check_again(held)
             self._recorder.append(
                 "interlock.held", actor=actor, fields={"purpose": held.purpose.value, "sealed_ms": budget_ms}
             )
+            if self._held is not held or held.ending:
+                raise LeaseLostError("it was released meanwhile")
         except TidewaiterError as err:
             held.sealed = False
-            with contextlib.suppress(TidewaiterError):
-                self._store(held)
+            with contextlib.suppress(TidewaiterError), self._lock:
+                if self._held is held:  # else its record is gone, or belongs to another lease
+                    self._store(held)
             raise LeaseLostError(f"lease: not sealed, do not reboot: {err}") from err
         held.expires_s = held.sealed_s + budget_ms / 1000
         return self._view(held)
@@ -322,6 +339,8 @@ class LeaseKeeper:
             self._release(held)
 
     def _release(self, held: HeldLease) -> bool:
+        with self._lock:
+            held.ending = True
         try:
             self._wire.release(held)
         except DeviceRefusedError as err:
@@ -337,11 +356,12 @@ class LeaseKeeper:
         with self._lock:
             if self._held is not held:
                 return
+            try:
+                # Under the lock and first: later it would erase the token of the lease that comes next.
+                self._state.store_lease(None)
+            except TidewaiterError as err:
+                logger.warning("lease %s: its record stays in the state file: %s", held.lease_id, err)
             self._held = None
-        try:
-            self._state.store_lease(None)
-        except TidewaiterError as err:
-            logger.warning("lease %s: its record stays in the state file: %s", held.lease_id, err)
 
     # Bookkeeping
 

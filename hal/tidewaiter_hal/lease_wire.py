@@ -34,6 +34,8 @@ class HeldLease:
     """A Hold connection looks after it."""
     since_s: float = 0.0
     """Samples taken before this say nothing about it."""
+    ending: bool = False
+    """A release was sent or is about to be: the injector may be unlocked already, a seal cannot hold it."""
 
     @property
     def lease_id(self) -> str:
@@ -51,20 +53,23 @@ class LeaseWire:
     def acquire(self, held: HeldLease) -> None:
         """Lock the injector; returns when a sample taken after its reply shows the lockouts.
 
+        The lease expires when the injector says so, if that is earlier than what was asked.
+
         Raises:
             DeniedError: The injector said yes, but no sample showed it in time.
         """
         body = {**_terms(held, held.ttl_ms), "pu": held.purpose.wire}
         reply = self._ask(held, "lease-acquire", body)
+        held.expires_s -= (held.ttl_ms - _granted_ms(reply, held.ttl_ms)) / 1000
         deadline = Deadline(self._clock, CONFIRM_LIMIT_S)
         while not _proves(self._line.knowledge.sample, held, reply):
             if deadline.expired:
                 raise DeniedError(["lease-not-confirmed"])
             self._clock.sleep(CONFIRM_LOOK_S)
 
-    def renew(self, held: HeldLease, ttl_ms: int) -> None:
-        """Keep it locked for `ttl_ms` from now."""
-        self._ask(held, "lease-renew", _terms(held, ttl_ms))
+    def renew(self, held: HeldLease, ttl_ms: int) -> int:
+        """Keep it locked for `ttl_ms` from now; returns how long the injector said it will be, at most that."""
+        return _granted_ms(self._ask(held, "lease-renew", _terms(held, ttl_ms)), ttl_ms)
 
     def release(self, held: HeldLease) -> None:
         """Unlock."""
@@ -76,6 +81,11 @@ class LeaseWire:
         if not isinstance(reply, LeaseReply):
             raise LeaseLostError(f"lease: {command} was answered with something else")
         return reply
+
+
+def _granted_ms(reply: LeaseReply, asked_ms: int) -> int:
+    """A reply that does not say how long grants nothing that could be relied on."""
+    return min(asked_ms, reply.left_ms or 0)
 
 
 def _terms(held: HeldLease, ttl_ms: int) -> dict[str, int | bytes]:

@@ -78,7 +78,7 @@ def serve(settings: Settings) -> int:
     with InstanceLock(state_dir / "lock"), _audit(settings, clock) as audit:
         heartbeat = Heartbeat(clock, notifier, last_gasp=state_dir / "last_gasp")
         workers = _workers(settings, clock=clock, audit=audit, heartbeat=heartbeat)
-        audit.append("process.started", actor=_SELF, fields={})
+        _quietly(audit, "process.started", {})
         code = run(workers, heartbeat=heartbeat, notifier=notifier)
         _quietly(audit, "process.stopped", {"exit_code": code})
         return code

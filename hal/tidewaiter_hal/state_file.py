@@ -14,6 +14,7 @@ from tidewaiter_core import durable
 from tidewaiter_core.errors import StateError
 
 from tidewaiter_hal.errors import HalError
+from tidewaiter_hal.interlock import Purpose
 from tidewaiter_hal.model import Cursor, Log
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class StateFile:
             return None
         return StoredLease(
             token=bytes.fromhex(stored["token"]),
-            purpose=str(stored["purpose"]),
+            purpose=Purpose(stored["purpose"]).value,
             host_boot=str(stored["host_boot"]),
             sealed=bool(stored["sealed"]),
             sealed_s=float(stored["sealed_s"]),

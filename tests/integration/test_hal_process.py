@@ -133,6 +133,19 @@ def test_hal_starts_and_answers_without_an_injector(tmp_path: Path) -> None:
         assert hal.stop() == 0
 
 
+def test_hal_watches_the_injector_although_nothing_can_be_recorded(
+    tmp_path: Path, injector: InjectorSimulator
+) -> None:
+    (tmp_path / "hal/audit").mkdir(parents=True)
+    (tmp_path / "hal/audit/hal").write_text("a file where the chain's directory belongs")
+    with HalProcess(tmp_path / "hal", injector.link) as hal:
+        hal.until_link("up")
+        hal.until(lambda: bool(hal.decision()["allow"]), "idle is proven", timeout_s=15)
+        with pytest.raises(VarlinkError) as denied, hal.hold() as replies:
+            next(replies)
+        assert denied.value.parameters["reasons"] == ["audit.unavailable"]
+
+
 def test_a_second_instance_is_refused_with_exit_75(hal: HalProcess) -> None:
     second = subprocess.run(hal.command, capture_output=True, text=True, timeout=20)
     assert second.returncode == 75

@@ -54,6 +54,7 @@ def _channels(plunger_um: int | None, ago_s: float) -> ChannelReading:
     return ChannelReading(taken_s=NOW_S - ago_s, channels=(channel,))
 
 
+_NO_CHANNELS = ChannelReading(taken_s=NOW_S - 2.0, channels=())
 IDENTITY = Identity(
     protocol=(1, 0),
     vendor="V",
@@ -197,6 +198,16 @@ CASES: list[tuple[str, str, Callable[[], Decision]]] = [
         "plunger unknown",
         "motion",
         lambda: _decide(knowledge=_knowledge(channel_readings=(_channels(1000, 12.0), _channels(None, 2.0)))),
+    ),
+    (
+        "no plunger listed",
+        "motion",
+        lambda: _decide(knowledge=_knowledge(channel_readings=(_NO_CHANNELS, _NO_CHANNELS))),
+    ),
+    (
+        "plunger not listed any more",
+        "motion",
+        lambda: _decide(knowledge=_knowledge(channel_readings=(_channels(1000, 12.0), _NO_CHANNELS))),
     ),
     (
         "one plunger reading",

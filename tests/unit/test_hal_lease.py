@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tidewaiter_hal.errors import DeniedError, LeaseBusyError, LeaseLostError, N
 from tidewaiter_hal.interlock import Policy, Purpose
 from tidewaiter_hal.lease import LeaseKeeper
 from tidewaiter_hal.model import Lease
-from tidewaiter_hal.state_file import StateFile
+from tidewaiter_hal.state_file import StateFile, StoredLease
 
 from tests.sim.injector_bench import POLICY, Bench
 
@@ -25,6 +25,7 @@ class Records:
     def __init__(self) -> None:
         self.kinds: list[str] = []
         self.is_full = False
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def append(
         self,
@@ -37,17 +38,25 @@ class Records:
         if self.is_full:
             raise AuditUnavailableError("audit: full")
         self.kinds.append(kind)
+        self.meanwhile()
         return len(self.kinds)
 
 
 class Holder:
     """A keeper on a bench, and a client that holds through it."""
 
-    def __init__(self, path: Path, bench: Bench | None = None, *, host_boot: str = "a" * 32) -> None:
+    def __init__(
+        self,
+        path: Path,
+        bench: Bench | None = None,
+        *,
+        host_boot: str = "a" * 32,
+        state: StateFile | None = None,
+    ) -> None:
         self.bench = bench or Bench().settled()
         self.records = Records()
         self.path = path
-        self.state = StateFile(path / "state.json")
+        self.state = state or StateFile(path / "state.json")
         self.keeper = self._keeper(host_boot)
         self.connected = True
         self.streams: list[Generator[Lease, None, None]] = []
@@ -297,6 +306,44 @@ def test_a_seal_without_confirmation_must_not_be_relied_on(holder: Holder) -> No
         holder.keeper.seal(lease.lease_id, 180_000, actor=UPDATER)
 
 
+def test_a_seal_that_the_injector_cuts_short_must_not_be_relied_on(holder: Holder) -> None:
+    stream = holder.hold()
+    lease = next(stream)
+    holder.bench.fault("lease_short", ms=30_000)
+    with pytest.raises(LeaseLostError, match="30000 ms"):
+        holder.keeper.seal(lease.lease_id, 180_000, actor=UPDATER)
+
+
+def test_a_seal_that_is_overtaken_by_a_release_must_not_be_relied_on(holder: Holder) -> None:
+    stream = holder.hold()
+    lease = next(stream)
+    holder.records.meanwhile = lambda: holder.keeper.release(lease.lease_id)
+    with pytest.raises(LeaseLostError, match="do not reboot"):
+        holder.keeper.seal(lease.lease_id, 180_000, actor=UPDATER)
+
+
+def test_a_lease_that_the_injector_cuts_short_is_not_reported_as_longer(holder: Holder) -> None:
+    holder.bench.fault("lease_short", ms=20_000)
+    assert next(holder.hold(ttl_ms=60_000)).remaining_ms <= 20_000
+
+
+def test_an_ended_lease_leaves_the_disk_before_the_next_one_can_be_claimed(tmp_path: Path) -> None:
+    class Watched(StateFile):
+        was_held: bool | None = None
+
+        def store_lease(self, lease: StoredLease | None) -> None:
+            if lease is None:
+                self.was_held = kept[0].keeper.current() is not None
+            super().store_lease(lease)
+
+    state = Watched(tmp_path / "state.json")
+    kept = [Holder(tmp_path, state=state)]
+    stream = kept[0].hold()
+    next(stream)
+    stream.close()
+    assert state.was_held is True
+
+
 def test_seal_of_an_unknown_lease_is_refused(holder: Holder) -> None:
     with pytest.raises(LeaseLostError):
         holder.keeper.seal("0" * 16, 180_000, actor=UPDATER)
@@ -338,7 +385,15 @@ def test_a_state_file_of_a_newer_schema_gives_no_lease_and_is_left_alone(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"schema": 1, "lease": {"token": "xx"}}', '{"schema": 1, "lease": 5}']
+    "content",
+    [
+        "",
+        "{",
+        '{"schema": 1, "lease": {"token": "xx"}}',
+        '{"schema": 1, "lease": 5}',
+        '{"schema": 1, "lease": {"token": "0001020304050607", "purpose": "other", "host_boot": "a",'
+        ' "sealed": false, "sealed_s": 0}}',
+    ],
 )
 def test_an_unreadable_state_file_gives_no_lease_and_is_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / "state.json").write_text(content)
