@@ -81,6 +81,7 @@ class Heartbeat:
         self._beats: dict[str, Beat] = {}
         self._counters: dict[str, int] = {}
         self._reported: frozenset[str] = frozenset()
+        self._ticked_s: float | None = None
 
     @property
     def watchdog_s(self) -> float | None:
@@ -125,6 +126,8 @@ class Heartbeat:
 
     def tick(self) -> list[str]:
         """Tell the service manager how it stands; returns the missed beats."""
+        if self._was_suspended():
+            return []
         missed = self.check()
         if missed:
             self._report(missed)
@@ -138,6 +141,16 @@ class Heartbeat:
             with self._lock:
                 self._counters.update(counters)
         return []
+
+    def _was_suspended(self) -> bool:
+        """Whether the machine slept since the last look: the ages count that, but no worker could run.
+
+        The service manager's own clock stands still meanwhile, so a main thread that is late by its whole patience
+        and still lives was asleep, not stuck. The workers get one interval to show that they go on.
+        """
+        now_s, before_s = self._clock.boottime_s(), self._ticked_s
+        self._ticked_s = now_s
+        return before_s is not None and now_s - before_s > (self._watchdog_s or _PERIOD_WITHOUT_WATCHDOG_S)
 
     def _required(self) -> list[Beat]:
         with self._lock:

@@ -77,6 +77,16 @@ def test_a_missed_beat_triggers_the_watchdog_and_leaves_its_reason(world: World)
     assert "link without progress for 5.5 s (limit 5 s)" in world.last_gasp.read_text()
 
 
+def test_a_suspended_machine_is_no_missed_beat_but_a_worker_that_stays_stuck_is(world: World) -> None:
+    beat = world.heartbeat.beat("link", deadline_s=5)
+    beat.step()
+    assert world.tick() == PING
+    world.clock.advance(3600)  # the main thread slept as well: nobody can have made progress
+    assert world.tick() == []
+    world.clock.advance(2.5)
+    assert world.tick() == ["WATCHDOG=trigger"]
+
+
 def test_a_moving_beat_does_not_excuse_a_missed_one(world: World) -> None:
     alive = world.heartbeat.beat("service", deadline_s=5)
     world.heartbeat.beat("link", deadline_s=5)
