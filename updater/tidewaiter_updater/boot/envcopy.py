@@ -11,26 +11,30 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from tidewaiter_core.model import SlotName
 
+from tidewaiter_updater.boot.layout import Copies, EnvCopy, Layout
 from tidewaiter_updater.model import NO_BOOT, NO_TXN, TXN_CHARS, BootEnv
+
+__all__ = [
+    "COPY_BYTES",
+    "COPY_OFFSETS",
+    "LAYOUT",
+    "EnvCopy",
+    "decode",
+    "encode",
+    "from_variables",
+    "newest",
+    "to_variables",
+]
 
 COPY_BYTES = 16_384
 COPY_OFFSETS = (0, 512 * 1024)
 _HEADER = struct.Struct("<IB")
 _BODY_BYTES = COPY_BYTES - _HEADER.size
 _HEX = frozenset("0123456789abcdef")
-
-
-@dataclass(frozen=True, slots=True)
-class EnvCopy:
-    """One valid copy."""
-
-    flag: int
-    variables: Mapping[str, str]
 
 
 def decode(raw: bytes) -> EnvCopy | None:
@@ -72,7 +76,7 @@ def encode(variables: Mapping[str, str], *, flag: int) -> bytes:
     return _HEADER.pack(zlib.crc32(body), flag % 256) + body
 
 
-def newest(copies: tuple[EnvCopy | None, EnvCopy | None]) -> int | None:
+def newest(copies: Copies) -> int | None:
     """Index of the copy in force, None when neither is valid. Equal flags: the first, as U-Boot decides."""
     first, second = copies
     if first is None or second is None:
@@ -80,6 +84,13 @@ def newest(copies: tuple[EnvCopy | None, EnvCopy | None]) -> int | None:
     if {first.flag, second.flag} == {0, 255}:
         return int(second.flag == 0)
     return int(second.flag > first.flag)
+
+
+def _encode(variables: Mapping[str, str], number: int) -> bytes:
+    return encode(variables, flag=number)
+
+
+LAYOUT = Layout(decode=decode, encode=_encode, newest=newest, numbers=256)
 
 
 def to_variables(env: BootEnv) -> dict[str, str]:

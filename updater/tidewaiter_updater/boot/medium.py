@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -9,6 +10,12 @@ from pathlib import Path
 
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.boot.envcopy import COPY_BYTES, COPY_OFFSETS
+
+
+def write_whole(fd: int, data: bytes | mmap.mmap, offset: int) -> None:
+    """One write of all of `data`. Half a copy is a torn one, and writing on would make it no better than beginning again."""
+    if (done := os.pwrite(fd, data, offset)) != len(data):
+        raise OSError(errno.EIO, f"only {done} of {len(data)} bytes were taken")
 
 
 class FileMedium:
@@ -55,9 +62,7 @@ class FileMedium:
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(fd, data[done:], offset + done)
+                write_whole(fd, data, offset)
                 os.fdatasync(fd)
             finally:
                 os.close(fd)

@@ -1,6 +1,8 @@
-"""The boot script of the device, as update-engine.md section 8 fixes it, on the very environment file that the updater writes.
+"""The boot script of the device, as update-engine.md section 8 fixes it, on the very environment that the updater writes.
 
-Real boot loaders carry the same contract in their own language; this is the one every test and the demo boot by.
+Real boot loaders carry the same contract in their own language; these models are what every test and the demo boot by.
+`TwoCopyScript` is U-Boot's, GRUB's and the simulated one; systemd-boot, which goes by file names, is in `sdboot`. `grub_emu` and
+`uboot_qemu` run the shipped scripts in the real loaders, to compare.
 `step` is called between any two actions of the script, so that a test can pull the plug there.
 """
 
@@ -9,18 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from tidewaiter_core.model import SlotName
+from tidewaiter_updater.boot import BootEnvError
+from tidewaiter_updater.boot.copies import CopyStore
 from tidewaiter_updater.boot.envcopy import (
     COPY_BYTES,
     COPY_OFFSETS,
-    EnvCopy,
-    decode,
+    LAYOUT,
     encode,
     from_variables,
-    newest,
     to_variables,
 )
+from tidewaiter_updater.boot.layout import EnvCopy, Layout
 from tidewaiter_updater.boot.medium import FileMedium
-from tidewaiter_updater.boot.simulated import EnvMedium
+from tidewaiter_updater.boot.simulated import EnvMedium, PlacedCopies
 from tidewaiter_updater.model import BootEnv
 
 Probe = Callable[[SlotName], bool]
@@ -38,21 +41,24 @@ def format_environment(path: Path, *, committed: SlotName = SlotName.A, epoch: i
 
 
 def choose(path: Path, *, probe: Probe) -> SlotName | None:
-    """One run of the script on an environment file; see `BootScript.run`."""
+    """One run of the script on an environment file; see `TwoCopyScript.run`."""
     return BootScript(FileMedium(path)).run(probe)
 
 
-class BootScript:
+class TwoCopyScript:
     """One power-on. Stateless: everything it knows is in the environment."""
 
-    def __init__(self, medium: EnvMedium, *, step: Callable[[str], None] = lambda name: None) -> None:
-        self._medium = medium
+    def __init__(
+        self, store: CopyStore, layout: Layout, *, step: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._store = store
+        self._layout = layout
         self._step = step
 
     def run(self, probe: Probe) -> SlotName | None:
         """The slot that gets control; None is a reset, because the chosen slot would not load."""
         copies = (self._copy(0), self._copy(1))
-        index = newest(copies)
+        index = self._layout.newest(copies)
         self._step("read")
         copy = copies[index] if index is not None else None
         env = from_variables(copy.variables) if copy is not None else None
@@ -76,13 +82,20 @@ class BootScript:
     def _spend_try(self, index: int, copy: EnvCopy, env: BootEnv) -> bool:
         """False if the counter could not be written; then the committed slot boots, never an uncounted trial."""
         variables = {**copy.variables, **to_variables(replace(env, left=env.left - 1))}
-        raw = encode(variables, flag=(copy.flag + 1) % 256)
+        raw = self._layout.encode(variables, (copy.flag + 1) % self._layout.numbers)
         self._step("spend")
         try:
-            self._medium.write(COPY_OFFSETS[1 - index], raw)
-        except OSError:
+            self._store.write(1 - index, raw)
+            return self._store.read(1 - index) == raw
+        except (OSError, BootEnvError):
             return False
-        return self._medium.read(COPY_OFFSETS[1 - index], COPY_BYTES) == raw
 
     def _copy(self, index: int) -> EnvCopy | None:
-        return decode(self._medium.read(COPY_OFFSETS[index], COPY_BYTES))
+        return self._layout.decode(self._store.read(index))
+
+
+class BootScript(TwoCopyScript):
+    """The script of the simulated loader and of U-Boot."""
+
+    def __init__(self, medium: EnvMedium, *, step: Callable[[str], None] = lambda name: None) -> None:
+        super().__init__(PlacedCopies(medium), LAYOUT, step=step)
