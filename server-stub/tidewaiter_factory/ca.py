@@ -171,17 +171,24 @@ def make_server(
 
 def write_identity(identity: Identity, certificate: Path, key: Path) -> None:
     """Both files, the key 0600 from its first byte on; an existing file is never replaced."""
+    for path in (key, certificate):
+        if path.exists():
+            raise _exists(path)
     for path, content, mode in ((key, identity.key_pem(), 0o600), (certificate, identity.chain_pem(), 0o644)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError as error:
-            raise FactoryError(
-                f"{path}: exists already; an identity is never overwritten, nothing was written",
-                code="factory.exists",
-            ) from error
+            raise _exists(path) from error
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+
+
+def _exists(path: Path) -> FactoryError:
+    return FactoryError(
+        f"{path}: exists already; an identity is never overwritten, nothing was written",
+        code="factory.exists",
+    )
 
 
 def read_identity(certificate: Path, key: Path) -> Identity:

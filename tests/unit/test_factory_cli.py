@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tidewaiter_factory.ca import FactoryError, write_identity
 from tidewaiter_factory.cli import main
+from tidewaiter_factory.pki import make_pki
 
 
 @pytest.fixture
@@ -72,3 +75,11 @@ def test_a_missing_pki_is_refused_with_its_path(tmp_path: Path, capsys: pytest.C
     nowhere = tmp_path / "nowhere"
     assert main(["device", "--pki", str(nowhere), "--serial", "INJ-1", "--out", str(tmp_path / "d")]) == 1
     assert str(nowhere) in capsys.readouterr().err
+
+
+def test_a_refused_identity_leaves_no_key_behind(tmp_path: Path) -> None:
+    identity = make_pki("Example", datetime(2026, 1, 1, tzinfo=UTC)).server_root
+    (tmp_path / "cert.pem").write_text("of somebody else")
+    with pytest.raises(FactoryError, match="nothing was written"):
+        write_identity(identity, tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert not (tmp_path / "key.pem").exists()
