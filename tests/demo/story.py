@@ -34,6 +34,8 @@ CLOSED = {"FINISHED", "ERROR", "CANCELED"}
 DENIED_REASON = "interlock"
 _STAGED = {"STAGED", "WAIT_WINDOW", "ARMED"}
 _REFUSALS = re.compile(r"\b(?:source|trust|payload)\.[a-z-]+")
+PATIENCE_S = 180.0
+"""How long a step may take on a loaded machine before it counts as failed."""
 QUIET_S = 6.0
 """How long an armed or injecting injector is watched for a reboot that must not come."""
 LINK_KIB_PER_S = 1024
@@ -71,7 +73,7 @@ class Story:
             machine.power_on()
             self.watches[serial] = PhaseWatch(machine, self.timeline)
         for serial, watch in self.watches.items():
-            self.timeline.wait(f"{serial} answers", lambda w=watch: w.phase == "IDLE", timeout_s=30)  # type: ignore[misc]
+            self.timeline.wait(f"{serial} answers", lambda w=watch: w.phase == "IDLE", timeout_s=PATIENCE_S)  # type: ignore[misc]
 
     def pids(self) -> dict[str, int]:
         return {
@@ -88,7 +90,10 @@ class Story:
         before = machine.booted
         deployment = self._deploy("1.1.0", MAIN)
         self._until(
-            watch, "the new release commits", lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=60
+            watch,
+            "the new release commits",
+            lambda: self._state(MAIN, deployment) in CLOSED,
+            timeout_s=PATIENCE_S,
         )
         state = self._state(MAIN, deployment)
         expect(
@@ -112,7 +117,10 @@ class Story:
         """Health is red in the new slot until the deadline: the old slot boots again, and the reason reaches the server."""
         machine, watch = self.plant.machines[SECOND], self.watches[SECOND]
         self._until(
-            watch, "health deadline passes", lambda: self._state(SECOND, deployment) in CLOSED, timeout_s=120
+            watch,
+            "health deadline passes",
+            lambda: self._state(SECOND, deployment) in CLOSED,
+            timeout_s=PATIENCE_S,
         )
         report = self._report(SECOND, deployment)
         expect(self._state(SECOND, deployment) == "ERROR", f"the server's action is not ERROR: {report}")
@@ -170,7 +178,10 @@ class Story:
         boots = machine.boots
         deployment = self.plant.enterprise.deploy(self.releases["1.4.0"], MAIN)
         self._until(
-            watch, "the update is staged and waits", lambda: self._waits_for_interlock(watch), timeout_s=60
+            watch,
+            "the update is staged and waits",
+            lambda: self._waits_for_interlock(watch),
+            timeout_s=PATIENCE_S,
         )
         reasons = ", ".join(watch.status["waiting_for"])
         self._nothing_reboots(machine, boots, "armed")
@@ -179,12 +190,14 @@ class Story:
         self.timeline.say(f"the injection runs; the update waits for: {reasons}", lane=MAIN)
         self._nothing_reboots(machine, boots, "injecting")
         injector.do("abort")
-        self.timeline.wait("pressure falls", lambda: injector.state()["pressure_kpa"] < 20, timeout_s=20)
+        self.timeline.wait(
+            "pressure falls", lambda: injector.state()["pressure_kpa"] < 20, timeout_s=PATIENCE_S
+        )
         injector.do("disarm")
         injector.wait_state("IDLE")
         self.timeline.say("the injection is over, the injector is idle", lane=MAIN)
         self._until(
-            watch, "the update goes on", lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=60
+            watch, "the update goes on", lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=PATIENCE_S
         )
         expect(
             self._state(MAIN, deployment) == "FINISHED",
@@ -201,17 +214,20 @@ class Story:
         self.timeline.say(f"hospital IT caps the line at {LINK_KIB_PER_S} KiB/s", lane=MAIN)
         deployment = self._deploy("1.5.0", MAIN)
         half = "half of the bytes are here"
-        self._until(watch, half, lambda: self._fetched_ratio(watch) > 0.5, timeout_s=60)
+        self._until(watch, half, lambda: self._fetched_ratio(watch) > 0.5, timeout_s=PATIENCE_S)
         before = dict(watch.status["bytes"])
         machine.kill("updater", "agent")
         self.timeline.say(
             f"SIGKILL for updater and agent after {before['fetched'] / 1e6:.1f} MB", lane=MAIN, kind="cut"
         )
         watch.status, watch.phases[:] = {}, []
-        self._until(watch, "the rest is fetched", lambda: watch.phase in _STAGED, timeout_s=90)
+        self._until(watch, "the rest is fetched", lambda: watch.phase in _STAGED, timeout_s=PATIENCE_S)
         after = dict(watch.status["bytes"])
         self._until(
-            watch, "the new release commits", lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=60
+            watch,
+            "the new release commits",
+            lambda: self._state(MAIN, deployment) in CLOSED,
+            timeout_s=PATIENCE_S,
         )
         expect(machine.version() == "1.5.0", f"the device runs {machine.version()}, expected 1.5.0")
         total, needed = before["fetched"] + after["fetched"], before["expected_fetch"]
@@ -265,12 +281,12 @@ class Story:
             found[:] = _REFUSALS.findall(json.dumps(self._report(MAIN, deployment)))
             return bool(found)
 
-        self._until(watch, "the release is refused", refused, timeout_s=60)
+        self._until(watch, "the release is refused", refused, timeout_s=PATIENCE_S)
         expect("TRIAL" not in watch.phases, f"a tampered release was booted: {watch.phases}")
         if self._state(MAIN, deployment) not in CLOSED:
             self.plant.enterprise.api("POST", f"/deployments/{deployment}/cancel")
             closed = "the cancel is done"
-            self._until(watch, closed, lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=30)
+            self._until(watch, closed, lambda: self._state(MAIN, deployment) in CLOSED, timeout_s=PATIENCE_S)
         text = (watch.status.get("last") or {}).get("text", "") if found[0].startswith("source") else ""
         self.timeline.say(f"refused: {found[0]} {text}".strip(), lane=MAIN, kind="good")
         return found[0]

@@ -30,7 +30,7 @@ def test_the_demo_ends_well_and_no_device_process_listens(tmp_path: Path) -> Non
         pytest.skip(str(err))
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "tests.demo", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=420, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((out / "report.json").read_text())
     assert report["ok"] is True
