@@ -5,23 +5,21 @@ One entry per `BootControl` of the product; the storage below each is the simula
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.boot import BootControl, BootEnvError
-from tidewaiter_updater.boot.envcopy import (
-    COPY_BYTES,
-    COPY_OFFSETS,
-    EnvCopy,
-    decode,
-    encode,
-    from_variables,
-    newest,
-    to_variables,
-)
+from tidewaiter_updater.boot import envcopy as uboot_env
+from tidewaiter_updater.boot import grubenv as grub_env
+from tidewaiter_updater.boot.booted import slot_of_cmdline
+from tidewaiter_updater.boot.envcopy import from_variables, to_variables
+from tidewaiter_updater.boot.grub import GrubBoot
+from tidewaiter_updater.boot.layout import EnvCopy, Layout
 from tidewaiter_updater.boot.simulated import SimulatedBoot
+from tidewaiter_updater.boot.uboot import UbootBoot
 from tidewaiter_updater.model import BootEnv
 
 from tests.sim.boot import BootScript
@@ -41,14 +39,18 @@ class Script(Protocol):
 class Backend(Protocol):
     """A boot loader on simulated storage."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def factory(self, env: BootEnv) -> Content:
         """What a device is born with."""
 
+    def device(self, storage: Storage) -> BlockDevice:
+        """Where the environment is."""
+
     def control(self, storage: Storage, *, cmdline: Cmdline) -> BootControl: ...
     def script(self, storage: Storage) -> Script: ...
-    def in_force(self, content: Content) -> BootEnv | None:
+    def in_force(self, content: Mapping[tuple[Any, ...], Any]) -> BootEnv | None:
         """The record that the script would go by, None when there is none."""
 
 
@@ -79,53 +81,141 @@ class ScriptMedium(EnvMedium):
             return b""
 
 
-class Simulated:
-    """The simulated loader: two copies in U-Boot's layout."""
+class Copies:
+    """Port CopyStore: two copies at their places of a medium."""
 
-    name = "simulated"
-    device = "env"
+    def __init__(self, medium: EnvMedium, *, offsets: tuple[int, int], length: int) -> None:
+        self.name = medium.name
+        self._medium = medium
+        self._offsets = offsets
+        self._length = length
+
+    def read(self, index: int) -> bytes:
+        return self._medium.read(self._offsets[index], self._length)
+
+    def write(self, index: int, data: bytes) -> None:
+        self._medium.write(self._offsets[index], data)
+
+
+class LayoutScript:
+    """The boot script contract (update-engine.md section 8) in any layout of two copies."""
+
+    def __init__(self, copies: Copies, layout: Layout) -> None:
+        self._copies = copies
+        self._layout = layout
+
+    def run(self, probe: Probe) -> SlotName | None:
+        found = (self._layout.decode(self._copies.read(0)), self._layout.decode(self._copies.read(1)))
+        index = self._layout.newest(found)
+        copy = found[index] if index is not None else None
+        env = from_variables(copy.variables) if copy is not None else None
+        if index is None or copy is None or env is None:
+            return next((slot for slot in SlotName if probe(slot)), None)
+        if env.trial is not None and env.left > 0 and self._spends_try(1 - index, copy, env):
+            return env.trial if probe(env.trial) else None
+        if probe(env.committed):
+            return env.committed
+        other = env.committed.other
+        return other if env.is_ok(other) and probe(other) else None
+
+    def _spends_try(self, index: int, copy: EnvCopy, env: BootEnv) -> bool:
+        """All names go into the older copy; saving the changed ones alone would make a stale record the newest."""
+        variables = {**copy.variables, **to_variables(replace(env, left=env.left - 1))}
+        raw = self._layout.encode(variables, (copy.flag + 1) % self._layout.numbers)
+        self._copies.write(index, raw)
+        return self._copies.read(index) == raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoCopies:
+    """Backend of a loader with two copies of an environment."""
+
+    name: str
+    layout: Layout
+    offsets: tuple[int, int]
+    length: int
+    make: Callable[[TwoCopies, BlockDevice, Cmdline], BootControl]
+    make_script: Callable[[TwoCopies, BlockDevice], Script]
+    sector_bytes: int = SECTOR_BYTES
 
     def factory(self, env: BootEnv) -> Content:
         content: Content = {}
-        for flag, offset in enumerate(COPY_OFFSETS):
-            raw = encode(to_variables(env), flag=flag)
-            for at in range(0, COPY_BYTES, BLOCK_BYTES):
-                block = raw[at : at + BLOCK_BYTES]
+        for number, offset in enumerate(self.offsets):
+            raw = self.layout.encode(to_variables(env), number)
+            for at in range(0, self.length, BLOCK_BYTES):
+                block = raw[at : at + BLOCK_BYTES].ljust(BLOCK_BYTES, b"\0")
                 if block != ZERO_BLOCK:
-                    content[("block", self.device, (offset + at) // BLOCK_BYTES)] = block
+                    content["block", "env", (offset + at) // BLOCK_BYTES] = block
         return content
 
+    def device(self, storage: Storage) -> BlockDevice:
+        return storage.device("env", sector_bytes=self.sector_bytes)
+
     def control(self, storage: Storage, *, cmdline: Cmdline) -> BootControl:
-        return SimulatedBoot(EnvMedium(storage.device(self.device)), cmdline=cmdline)
+        return self.make(self, self.device(storage), cmdline)
 
     def script(self, storage: Storage) -> Script:
-        return BootScript(ScriptMedium(storage.device(self.device)))
+        return self.make_script(self, self.device(storage))
 
-    def in_force(self, content: Content) -> BootEnv | None:
-        copies = (self._copy(content, COPY_OFFSETS[0]), self._copy(content, COPY_OFFSETS[1]))
-        index = newest(copies)
+    def copies(self, medium: EnvMedium) -> Copies:
+        """Both copies on a medium."""
+        return Copies(medium, offsets=self.offsets, length=self.length)
+
+    def in_force(self, content: Mapping[tuple[Any, ...], Any]) -> BootEnv | None:
+        copies = (self._copy(content, 0), self._copy(content, 1))
+        index = self.layout.newest(copies)
         copy = copies[index] if index is not None else None
         return from_variables(copy.variables) if copy is not None else None
 
-    def _copy(self, content: Content, offset: int) -> EnvCopy | None:
-        for key in content:
-            if key[0] == "bad" and key[1] == self.device:
-                at = key[2] * SECTOR_BYTES
-                if offset <= at < offset + COPY_BYTES:
-                    return None
-        first = offset // BLOCK_BYTES
-        return _decoded(
-            *(
-                content.get(("block", self.device, first + number), ZERO_BLOCK)
-                for number in range(COPY_BYTES // BLOCK_BYTES)
-            )
-        )
+    def _copy(self, content: Mapping[tuple[Any, ...], Any], index: int) -> EnvCopy | None:
+        offset = self.offsets[index]
+        bad = (key[2] * self.sector_bytes for key in content if key[0] == "bad" and key[1] == "env")
+        if any(offset <= at < offset + self.length for at in bad):
+            return None
+        first, count = offset // BLOCK_BYTES, -(-self.length // BLOCK_BYTES)
+        blocks = (content.get(("block", "env", first + number), ZERO_BLOCK) for number in range(count))
+        return _decoded(self.layout, self.length, *blocks)
 
 
 @lru_cache(maxsize=4096)
-def _decoded(*blocks: bytes) -> EnvCopy | None:
-    return decode(b"".join(blocks))
+def _decoded(layout: Layout, length: int, *blocks: bytes) -> EnvCopy | None:
+    return layout.decode(b"".join(blocks)[:length])
 
 
-SIMULATED = Simulated()
-BACKENDS: tuple[Backend, ...] = (SIMULATED,)
+def _layout_script(backend: TwoCopies, device: BlockDevice) -> Script:
+    return LayoutScript(backend.copies(ScriptMedium(device)), backend.layout)
+
+
+SIMULATED = TwoCopies(
+    name="simulated",
+    layout=uboot_env.LAYOUT,
+    offsets=uboot_env.COPY_OFFSETS,
+    length=uboot_env.COPY_BYTES,
+    make=lambda backend, device, cmdline: SimulatedBoot(EnvMedium(device), cmdline=cmdline),
+    make_script=lambda backend, device: BootScript(ScriptMedium(device)),
+)
+UBOOT = TwoCopies(
+    name="U-Boot",
+    layout=uboot_env.LAYOUT,
+    offsets=uboot_env.COPY_OFFSETS,
+    length=uboot_env.COPY_BYTES,
+    make=lambda backend, device, cmdline: UbootBoot(
+        backend.copies(EnvMedium(device)), booted=lambda: slot_of_cmdline(cmdline())
+    ),
+    make_script=_layout_script,
+)
+GRUB = TwoCopies(
+    name="GRUB",
+    layout=grub_env.LAYOUT,
+    offsets=(0, BLOCK_BYTES),
+    length=grub_env.BLOCK_BYTES,
+    sector_bytes=grub_env.SECTOR_BYTES,
+    make=lambda backend, device, cmdline: GrubBoot(
+        backend.copies(EnvMedium(device)), booted=lambda: slot_of_cmdline(cmdline())
+    ),
+    make_script=_layout_script,
+)
+"""Its files never move, so a write of one is a write of two sectors."""
+
+BACKENDS: tuple[Backend, ...] = (SIMULATED, UBOOT, GRUB)
+"""The first one goes through every story, the others through those in which the loader has a part."""

@@ -99,10 +99,10 @@ class Explorer:
 
     def run(self) -> Figures:
         """Explore; never raises for what the updater does."""
-        began = time.monotonic()
+        began = time.process_time()
         with contextlib.suppress(_Found):
             self._explore()
-        self._figures.seconds = time.monotonic() - began
+        self._figures.seconds = time.process_time() - began
         return self._figures
 
     def _explore(self) -> None:

@@ -56,7 +56,7 @@ class CarelessBoot:
 
     def __init__(self, storage: Storage, cmdline: Cmdline) -> None:
         self._sound = SIMULATED.control(storage, cmdline=cmdline)
-        self._device = storage.device(SIMULATED.device)
+        self._device = SIMULATED.device(storage)
         self._medium = ScriptMedium(self._device)
         self.read = self._sound.read
         self.booted = self._sound.booted

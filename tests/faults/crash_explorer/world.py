@@ -135,7 +135,7 @@ class World:
             device = self.storage.device(name)
             device.on_write = self._slot_writes(name)
         self.storage.device(DEVICES[SlotName.B]).lies.syncs = set(self.given.slot_lies)
-        env = self.storage.device("env")
+        env = self.backend.device(self.storage)
         env.lies.syncs, env.lies.whole = set(self.given.env_lies), True
 
     def _slot_writes(self, name: str) -> Callable[[int, bytes], None]:
