@@ -8,7 +8,9 @@ from typing import Any
 from tests.sim.storage.units import DIRECTORY, State
 
 Content = dict[tuple[Any, ...], bytes]
-"""Like a state, but files by path: `("file", path)` and `("directory", path)` instead of inodes and names."""
+"""Like a state, but files by path: `("file", path)` and `("directory", path)` instead of inodes and names.
+
+`("link", path)` -> first path: a second name of the same clusters, which only a cut rename on FAT leaves."""
 
 EVIDENCE = ".corrupt-"
 """Damaged documents are kept under a name with the wall clock in it; nobody reads them, so they tell no two contents apart."""
@@ -26,6 +28,7 @@ def content_of(state: State) -> Content:
             names.setdefault(key[1], []).append((key[2], value))
         elif kind != "inode":
             content[key] = value
+    first: dict[int, str] = {}
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -34,6 +37,8 @@ def content_of(state: State) -> Content:
             if inode == DIRECTORY:
                 content["directory", path] = b""
                 folders.append(path)
+            elif first.setdefault(inode, path) != path:
+                content["link", path] = first[inode].encode()
             else:
                 content["file", path] = state.get(("inode", inode), b"")
     return content
@@ -50,6 +55,10 @@ def state_of(content: Content) -> State:
             folder, _, name = key[1].rpartition("/")
             state[("name", folder or "/", name)] = inode
             state[("inode", inode)] = value
+        elif key[0] == "link":  # sorted behind all files
+            folder, _, name = key[1].rpartition("/")
+            origin, _, target = value.decode().rpartition("/")
+            state[("name", folder or "/", name)] = state[("name", origin or "/", target)]
         else:
             state[key] = value
     return state
