@@ -1,4 +1,4 @@
-"""A real process that patches a real file is killed with SIGKILL; what the next one fetches and the memory of both are counted."""
+"""A real process that patches a real file is killed with SIGKILL; what the next one fetches and the memory used are counted."""
 
 from __future__ import annotations
 
