@@ -121,3 +121,20 @@ def test_a_damaged_floor_file_in_the_image_stops_the_start(tmp_path: Path) -> No
     (tmp_path / "image.json").write_text("{}")
     with pytest.raises(StateError, match=r"image\.json"):
         FloorStore(tmp_path / "floor.json", image_file=tmp_path / "image.json")
+
+
+def test_version_floors_of_a_newer_image_outlast_an_older_floor_file(tmp_path: Path) -> None:
+    FloorStore(tmp_path / "image.json").record_session("relay", all_at(9), proven_utc=None)
+    FloorStore(tmp_path / "floor.json").record_session("relay", all_at(8, os=at(12)), proven_utc=None)
+    floors = FloorStore(tmp_path / "floor.json", image_file=tmp_path / "image.json")
+    assert floors.versions("relay") == all_at(9, os=at(12))
+    with pytest.raises(TrustError):
+        floors.record_session("relay", all_at(8, os=at(12)), proven_utc=None)
+
+
+def test_a_history_restarted_under_new_keys_is_not_held_to_the_image(tmp_path: Path) -> None:
+    FloorStore(tmp_path / "image.json").record_session("relay", all_at(9), proven_utc=None)
+    floors = FloorStore(tmp_path / "floor.json", image_file=tmp_path / "image.json")
+    floors.record_session("relay", all_at(9, timestamp=at(1, "b"), snapshot=at(1)), proven_utc=None)
+    assert floors.versions("relay")["timestamp"] == at(1, "b")
+    assert floors.versions("relay")["snapshot"] == at(1)

@@ -23,7 +23,13 @@ from tidewaiter_core.durable import load_document, quarantine, save_document
 from tidewaiter_core.errors import StateError
 
 from tidewaiter_updater.model import FloorValues
-from tidewaiter_updater.trust_wire import Versions, require_not_below, versions_from_json, versions_to_json
+from tidewaiter_updater.trust_wire import (
+    Versions,
+    newest_of,
+    require_not_below,
+    versions_from_json,
+    versions_to_json,
+)
 
 SCHEMA: Final = 1
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -90,8 +96,8 @@ class FloorStore:
 
     def versions(self, repository: str) -> Versions:
         """The version floors of one repository."""
-        own, image = self._own.repositories.get(repository), self._image.repositories.get(repository)
-        return {**(image or {}), **(own or {})}
+        own, image = self._own.repositories.get(repository, {}), self._image.repositories.get(repository, {})
+        return newest_of(own, image)
 
     def record_session(self, repository: str, versions: Versions, *, proven_utc: datetime | None) -> None:
         """Raise the version floors after a verified session, and the time floor to a moment that has passed.

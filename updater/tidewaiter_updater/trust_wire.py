@@ -186,10 +186,7 @@ def require_not_below(floors: Versions, found: Versions) -> None:
     Raises:
         TrustError: trust.rollback.
     """
-    changed = {role for role, floor in floors.items() if role in found and found[role].keys != floor.keys}
-    if changed & {"timestamp", "snapshot"}:
-        changed |= {"timestamp", "snapshot"}
-    changed.discard("root")
+    changed = _restarted(floors, found)
     for role, floor in floors.items():
         if role in found and role not in changed and found[role].version < floor.version:
             raise TrustError(
@@ -197,6 +194,26 @@ def require_not_below(floors: Versions, found: Versions) -> None:
                 "an older state is being replayed, nothing of it is used",
                 code="trust.rollback",
             )
+
+
+def newest_of(own: Versions, image: Versions) -> Versions:
+    """The floors of two records: the higher version, or, where keys were replaced, the record under the newer root."""
+    restarted = _restarted(own, image)
+    image_is_newer = "root" in image and ("root" not in own or image["root"].version > own["root"].version)
+    newest = {**image, **own}
+    for role in own.keys() & image.keys():
+        higher = image[role].version > own[role].version
+        if image_is_newer if role in restarted else higher:
+            newest[role] = image[role]
+    return newest
+
+
+def _restarted(floors: Versions, found: Versions) -> set[str]:
+    """The roles whose history starts anew between two records, because keys were replaced."""
+    changed = {role for role, floor in floors.items() if role in found and found[role].keys != floor.keys}
+    if changed & {"timestamp", "snapshot"}:
+        changed |= {"timestamp", "snapshot"}
+    return changed - {"root"}
 
 
 def _object(value: object) -> dict[str, Any]:
