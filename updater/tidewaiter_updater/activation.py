@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 
 from tidewaiter_core.audit import AuditUnavailableError
-from tidewaiter_core.errors import TidewaiterError
+from tidewaiter_core.errors import StateError, TidewaiterError
 
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.consent import covers, required_channel
@@ -58,7 +58,12 @@ class Activation:
             logger.warning("activation waits for the audit log: %s", err)
             self._t.wait_for("update.audit-full")
         except InstallCancelledError:
-            logger.info("activation: canceled while the slot was read")
+            logger.info("activation: canceled or paused while the slot was read")
+        except StateError:
+            self._t.ports.interlock.release()
+            raise
+        except TidewaiterError as err:
+            return self._prove_again(err)
         self._t.ports.interlock.release()
         return RECHECK_S
 
@@ -127,9 +132,21 @@ class Activation:
             self._t.ports.interlock.release()
             self._t.enter(Phase.TRANSFER)
             return 0.0
-        # The read-back may have taken longer than the decision lasts.
+        # The read-back may have taken longer than consent, window and decision last.
+        if awaited := self._awaited():
+            self._t.ports.interlock.release()
+            self._t.wait_for(*awaited)
+            return RECHECK_S
         self._must_allow("activate")
         return self._arm()
+
+    def _prove_again(self, err: TidewaiterError) -> float:
+        """The slot could not be read: back to VERIFY, which counts attempts and waits, and without the injector locked."""
+        logger.error("%s: %s; nothing was armed", err.code, err)
+        self._t.ports.interlock.release()
+        self._t.conclude(err.code, str(err))
+        self._t.enter(Phase.VERIFY)
+        return 0.0
 
     def _arm(self) -> float:
         armed = False

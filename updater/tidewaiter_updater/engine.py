@@ -198,6 +198,8 @@ class Engine:
             raise EngineRefusedError("the booted slot is unknown", code="boot.slot-mismatch")
         transaction.release = release
         transaction.cancel_code = None
+        # A window, or a pause, was meant for the release that was in hand then.
+        transaction.window_open = transaction.paused = False
         transaction.entry = JournalEntry(
             phase=Phase.WAIT_CONSENT,
             digest=digest,

@@ -7,6 +7,7 @@ environment and the slot content then tell the same story at the price of hashin
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -81,10 +82,11 @@ class JournalEntry:
 
 
 class Journal:
-    """Typed access to the state documents."""
+    """Typed access to the state documents. Commands and the worker share it: what is read to be changed stays locked."""
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
+        self._changing = threading.Lock()
 
     def entry(self) -> JournalEntry | None:
         """The transaction in hand, None when none is known."""
@@ -101,46 +103,51 @@ class Journal:
         return {name: record for name, record in records.items() if record is not None}
 
     def save_slot(self, slot: SlotName, record: SlotRecord) -> None:
-        records = self.slots() | {slot: record}
-        self._documents.save("slots", {name.value: asdict(value) for name, value in records.items()})
+        with self._changing:
+            records = self.slots() | {slot: record}
+            self._documents.save("slots", {name.value: asdict(value) for name, value in records.items()})
 
     def quarantined(self) -> dict[str, str]:
         """Transactions that failed on this device, with the reason; keyed by txn because a lost journal leaves only that."""
         return _texts(self._documents.load("quarantine"))
 
     def quarantine(self, txn: str, reason: str) -> None:
-        known = self.quarantined()
-        known.pop(txn, None)
-        known[txn] = reason
-        kept = dict(list(known.items())[-QUARANTINE_LIMIT:])
-        self._documents.save("quarantine", {"releases": kept, "order": list(kept)})
+        with self._changing:
+            known = self.quarantined()
+            known.pop(txn, None)
+            known[txn] = reason
+            kept = dict(list(known.items())[-QUARANTINE_LIMIT:])
+            self._documents.save("quarantine", {"releases": kept, "order": list(kept)})
 
     def clear_quarantine(self, txn: str) -> None:
-        kept = {name: reason for name, reason in self.quarantined().items() if name != txn}
-        self._documents.save("quarantine", {"releases": kept, "order": list(kept)})
+        with self._changing:
+            kept = {name: reason for name, reason in self.quarantined().items() if name != txn}
+            self._documents.save("quarantine", {"releases": kept, "order": list(kept)})
 
     def refusals(self) -> dict[str, str]:
         """Refusals that were already audited, so that each poll does not add the same record again."""
         return _texts(self._documents.load("refusals"))
 
     def note_refusal(self, what: str, code: str) -> None:
-        known = self.refusals()
-        known.pop(what, None)
-        known[what] = code
-        kept = dict(list(known.items())[-REFUSAL_LIMIT:])
-        self._documents.save("refusals", {"releases": kept, "order": list(kept)})
+        with self._changing:
+            known = self.refusals()
+            known.pop(what, None)
+            known[what] = code
+            kept = dict(list(known.items())[-REFUSAL_LIMIT:])
+            self._documents.save("refusals", {"releases": kept, "order": list(kept)})
 
     def offered_by(self, digest: Sha256) -> str:
         """The source that offered a release last."""
         return _texts(self._documents.load("offers")).get(digest, "relay")
 
     def note_offer(self, digest: Sha256, source: str) -> None:
-        known = _texts(self._documents.load("offers"))
-        if known.pop(digest, None) == source:
-            return
-        known[digest] = source
-        kept = dict(list(known.items())[-REFUSAL_LIMIT:])
-        self._documents.save("offers", {"releases": kept, "order": list(kept)})
+        with self._changing:
+            known = _texts(self._documents.load("offers"))
+            if known.pop(digest, None) == source:
+                return
+            known[digest] = source
+            kept = dict(list(known.items())[-REFUSAL_LIMIT:])
+            self._documents.save("offers", {"releases": kept, "order": list(kept)})
 
     def release_bytes(self, digest: Sha256) -> bytes | None:
         """The signed release document that hashes to `digest`, None when it is not (or no longer exactly) stored."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tidewaiter_core.audit import AuditUnavailableError, Outcome
 
 from tidewaiter_updater import decision
-from tidewaiter_updater.errors import EngineRefusedError
+from tidewaiter_updater.errors import EngineRefusedError, InstallCancelledError, SlotError
 from tidewaiter_updater.ports import Control
 from tidewaiter_updater.transaction import SYSTEM, Transaction
 
@@ -39,7 +39,18 @@ class Repair:
             logger.error("boot environment: invalid, and no record says what slot %s holds", self._t.booted)
             return DEGRADED_WAIT_S
         release = self._t.load_release(record.digest)
-        if release is None or not self._t.ports.slots.holds(self._t.booted, release, control=self._control):
+        try:
+            is_right = release is not None and self._t.ports.slots.holds(
+                self._t.booted, release, control=self._control
+            )
+        except InstallCancelledError:
+            self._tried = False
+            logger.info("boot environment: repair interrupted, nothing was decided")
+            return DEGRADED_WAIT_S
+        except SlotError as err:
+            logger.error("boot environment: invalid, and slot %s cannot be proven: %s", self._t.booted, err)  # noqa: TRY400
+            return DEGRADED_WAIT_S
+        if not is_right:
             logger.error("boot environment: invalid, and slot %s differs from its record", self._t.booted)
             return DEGRADED_WAIT_S
         self._write(f"slot {self._t.booted} matches {record.version}")

@@ -52,7 +52,11 @@ class TransferControl:
         return (self._t.paused or self._t.hold_back) and not self.cancelled()
 
     def cancelled(self) -> bool:
-        return self._t.is_cancel_requested() or self._t.stopping
+        return self._t.is_cancel_requested() or self._t.stopping or self._must_not_wait()
+
+    def _must_not_wait(self) -> bool:
+        """A pause ends the read-back before ARM: waiting in it would keep the injector locked for as long."""
+        return self._t.paused and self._t.phase is Phase.WAIT_WINDOW
 
     def _look_at_injector(self) -> None:
         now_s = self._t.ports.clock.boottime_s()
@@ -251,7 +255,6 @@ class Transfer:
         """End the transaction as a person or the server asked; what was written is kept for the next attempt."""
         with self._t.lock:
             code, text = self._t.cancel_code or "update.canceled", self._t.cancel_text
-            self._t.cancel_code = None
         self._t.conclude(
             code, text or f"{self._t.release_name()}: canceled; the running release is untouched"
         )
@@ -262,8 +265,12 @@ class Transfer:
             logger.warning("cancel is not in the audit log: %s", err)  # ending never waits for the log
         except BootEnvError as err:
             self._t.degraded = err.code
-        self._t.enter(Phase.IDLE)
-        self._effects.do(Effect.CLOSE)
+        with self._t.lock:
+            self._t.amend(phase=Phase.IDLE, since_utc=self._t.now_utc())
+            # Not done before it is remembered, else the next start resumes what was canceled: a full disk is tried again.
+            self._effects.do(Effect.CLOSE)
+            self._t.cancel_code = None
+            self._t.enter(Phase.IDLE)
         return 0.0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.clock import Deadline
-from tidewaiter_core.errors import TidewaiterError
+from tidewaiter_core.errors import StateError, TidewaiterError
 
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineRefusedError
@@ -60,13 +60,16 @@ class Trial:
         """
         if self._verdict is not None:
             return self._verdict
-        self._lock_injector_again()
+        with self._t.work:  # a commit must not come between looking and entering
+            if self._verdict is not None:
+                return self._verdict
+            self._lock_injector_again()
+            self._t.enter(Phase.HEALTH)
         health = self._t.release.health if self._t.release else None
         deadline = Deadline(self._clock, health.deadline_s if health else DEFAULT_DEADLINE_S)
         hold_s = health.hold_s if health else 0
         green_since_s: float | None = None
         never = threading.Event()
-        self._t.enter(Phase.HEALTH)
         while True:
             checks = self._run_checks()
             if self._verdict is not None:  # an operator rejected it in between
@@ -202,3 +205,8 @@ class Trial:
                 if effect not in ENDLESS:
                     raise
                 logger.error("%s is not in the audit log: %s", effect, err)  # noqa: TRY400 - the message says all
+            except StateError as err:
+                # FAIL is decided in the environment; the journal only tells why, and a full disk may be the very reason.
+                if phase is not Phase.HEALTH:
+                    raise
+                logger.error("the verdict is not in the journal: %s", err)  # noqa: TRY400 - the message says all
