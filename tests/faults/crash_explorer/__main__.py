@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=REPORT)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--second-in", type=int, default=24, help="cut one of so many steps of each recovery; 0: none"
+        "--second-in", type=int, default=36, help="cut one of so many steps of each recovery; 0: none"
     )
     parser.add_argument("--no-mutations", action="store_true", help="do not look for seeded mistakes")
     options = parser.parse_args()

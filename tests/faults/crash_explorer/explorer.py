@@ -180,7 +180,13 @@ class Explorer:
             points = world.storage.points
             _expect_resumption(world, image.content)
             world.live()
-            check_end(world, scenario.end, home=scenario.home, has_journal=scenario.has_journal)
+            check_end(
+                world,
+                scenario.end,
+                home=scenario.home,
+                has_journal=scenario.has_journal,
+                extra_tries=scenario.extra_tries,
+            )
         return points
 
     def _noting(self, cuts: tuple[str, ...], mark: int = 0) -> _Noting:

@@ -92,12 +92,13 @@ def _check_record(env: BootEnv | None, facts: Facts) -> None:
         raise Violation(f"I5: {env} is in force after the boot script, expected {facts.committed} committed")
 
 
-def check_end(world: World, end: End, *, home: SlotName, has_journal: bool) -> None:
+def check_end(world: World, end: End, *, home: SlotName, has_journal: bool, extra_tries: int = 0) -> None:
     """A device at rest.
 
     Args:
         home: The slot that was committed when the story began.
         has_journal: Nothing was taken from the state directory, so the outcome must be in the audit log.
+        extra_tries: See `Scenario.extra_tries`.
 
     Raises:
         Violation: It rests in the wrong place, or not at all.
@@ -113,6 +114,7 @@ def check_end(world: World, end: End, *, home: SlotName, has_journal: bool) -> N
             raise Violation("a healthy release is in quarantine")
     else:
         _check_rolled_back(world, env, content, home)
+        _check_tries(world, extra_tries)
         if offered.txn not in quarantined:
             raise Violation("a release that failed is not in quarantine")
     if has_journal:
@@ -140,20 +142,25 @@ def _check_committed(world: World, env: BootEnv, content: Content, home: SlotNam
 
 
 def _check_rolled_back(world: World, env: BootEnv, content: Content, home: SlotName) -> None:
-    began, given = world.began_with, world.given
+    given = world.given
     if env.committed is not home or world.runs_offered():
         raise Violation(f"a release that failed is in force: {env}")
     if env.is_ok(home.other):
         raise Violation(f"the slot of a failed release may boot: {env}")
     if document(content, "floor").get("sequence", 0) >= given.offered.identity.sequence:
         raise Violation("a release that failed raised the floors")
+
+
+def _check_tries(world: World, extra_tries: int) -> None:
+    """No more trial boots than were left when this device came to life."""
+    began, given = world.began_with, world.given
     was_in_trial = began is not None and began.trial is not None
     allowed = given.offered.release.policy.tries
     if began is not None and was_in_trial:
         allowed = began.left
     if given.is_sick:
         allowed = min(1, allowed)
-    if world.trial_boots > allowed:
+    if world.trial_boots > allowed + extra_tries:
         raise Violation(f"a release that failed was tried {world.trial_boots} times, {allowed} were left")
 
 
