@@ -3,18 +3,31 @@
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
-from tidewaiter_core.errors import StateWriteError
+import pytest
+from tidewaiter_core.clock import format_utc
+from tidewaiter_core.errors import SecondInstanceError, StateWriteError
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload.release import Release
+from tidewaiter_updater.consent import SitePolicy
 from tidewaiter_updater.engine import Engine
-from tidewaiter_updater.errors import BudgetError, InstallCancelledError, SlotError
+from tidewaiter_updater.errors import BudgetError, EngineBusyError, InstallCancelledError, SlotError
 from tidewaiter_updater.journal import Journal
-from tidewaiter_updater.model import BootEnv, Held
+from tidewaiter_updater.model import BootEnv, Channel, Consent, Held, Scope
 from tidewaiter_updater.ports import Control, Report
 
 from tests.sim.device import Device, Made, Power, StateDisk, ToyInjector, ToySlots
+
+LOCAL_CONSENT = {
+    "consent": "local",
+    "risk": "routine",
+    "tries": 3,
+    "activation": "any",
+    "max_fetch_bytes": 10**6,
+}
 
 
 class Hooked(ToySlots):
@@ -179,6 +192,63 @@ def test_a_cancel_that_cannot_be_remembered_is_not_reported_as_done() -> None:
     engine = device.restart_service()
     device.work()
     assert engine.transaction.phase.value == "IDLE"
+
+
+def test_a_check_during_another_session_is_busy_and_not_the_end_of_a_deployment() -> None:
+    device, made, engine, _, _ = staged()
+    device.trust.error = SecondInstanceError("trust.lock: held by process 7")
+    with pytest.raises(EngineBusyError):
+        engine.check("relay", made.path)
+
+
+# --- what changed while a consent was awaited ---
+
+
+def waiting() -> tuple[Device, Made, Engine]:
+    device = Device()
+    made = device.make("2.0", 2, policy=LOCAL_CONSENT)
+    engine = device.power_on()
+    device.work()
+    engine.check("relay", made.path)
+    engine.install(made.release.digest)
+    device.work()
+    assert engine.transaction.phase.value == "WAIT_CONSENT"
+    return device, made, engine
+
+
+def agree(device: Device, made: Made, engine: Engine) -> None:
+    now = device.clock.now_utc()
+    engine.consent(
+        Consent(
+            digest=made.release.digest,
+            scope=(Scope.INSTALL, Scope.ACTIVATE),
+            channel=Channel.LOCAL,
+            who="uid:1000",
+            given_utc=format_utc(now),
+            expires_utc=format_utc(now + timedelta(hours=1)),
+        )
+    )
+    device.work()
+
+
+@pytest.mark.parametrize("forbids", [{"updates": False}, {"consent": SitePolicy.DENY}])
+def test_a_site_that_forbade_updates_while_a_consent_was_awaited_is_obeyed(forbids: dict[str, Any]) -> None:
+    device, made, _ = waiting()
+    device.site = replace(device.site, **forbids)
+    engine = device.restart_service()
+    agree(device, made, engine)
+    assert env_of(device).ok_b, "nothing was disarmed"
+    assert engine.transaction.last is not None
+    assert (engine.transaction.phase.value, engine.transaction.last.code) == ("FAILED", "update.disabled")
+
+
+def test_a_state_directory_that_filled_up_while_a_consent_was_awaited_refuses_before_disarm() -> None:
+    device, made, engine = waiting()
+    device.documents.free = 1000
+    agree(device, made, engine)
+    assert env_of(device).ok_b, "nothing was disarmed"
+    assert engine.transaction.last is not None
+    assert engine.transaction.last.code == "update.no-space"
 
 
 # --- trial ---

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from tidewaiter_core.audit import Actor
-from tidewaiter_core.errors import StateError
+from tidewaiter_core.errors import SecondInstanceError, StateError
 from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload.limits import STANDARD, Limits
 from tidewaiter_core.workers import Stop
@@ -61,7 +61,7 @@ class Engine:
         control = TransferControl(self.transaction)
         effects = Effects(self.transaction, control=control)
         self.offers = Offers(self.transaction)
-        self._transfer = Transfer(self.transaction, effects, rng=rng)
+        self._transfer = Transfer(self.transaction, effects, permit=self.offers.permit, rng=rng)
         self._activation = Activation(self.transaction, effects)
         self._trial = Trial(self.transaction, effects)
         self._repair = Repair(self.transaction, control=control)
@@ -156,7 +156,12 @@ class Engine:
         """Fetch, verify and judge a release; nothing is changed but floors and the stored document."""
         if self.transaction.phase in WRITING:
             raise EngineBusyError("a transfer runs", phase=self.transaction.phase.value)
-        offer = self.offers.check(source, release_path, actor=actor, is_local=is_local)
+        try:
+            offer = self.offers.check(source, release_path, actor=actor, is_local=is_local)
+        except (
+            SecondInstanceError
+        ) as err:  # another Check is at work; that passes, and is no verdict on a release
+            raise EngineBusyError(str(err), phase=self.transaction.phase.value) from err
         if source == "relay":
             self._network_proven_utc = self.transaction.now_utc()
         return offer

@@ -82,7 +82,19 @@ class Offers:
         """Raise OfferRefusedError unless this device may install `release`."""
         self._fits_device(release)
         self._fits_running(release)
-        self._fits_history(release, is_local=is_local)
+        self._is_not_quarantined(release)
+        self._is_rolled_out(release, is_local=is_local)
+        self._fits_state_directory(release)
+
+    def permit(self, release: Release) -> None:
+        """Judge again before the slot loses its content: a consent may have been awaited for days, and a restart long.
+
+        Not the rollout: it decides whether a transaction begins, and an operator's began without it.
+        """
+        self._fits_device(release)
+        self._fits_running(release)
+        self._is_not_quarantined(release)
+        self._fits_state_directory(release)
 
     def _fits_device(self, release: Release) -> None:
         site, name = self._t.site, _name(release)
@@ -132,7 +144,7 @@ class Offers:
                 code="release.data-schema",
             )
 
-    def _fits_history(self, release: Release, *, is_local: bool) -> None:
+    def _is_not_quarantined(self, release: Release) -> None:
         name = _name(release)
         reason = self._t.journal.quarantined().get(txn_of(release.digest))
         if reason is not None:
@@ -140,7 +152,9 @@ class Offers:
                 f"{name}: failed on this device before ({reason}); refused until a newer release or a clearing",
                 code="release.quarantined",
             )
-        rollout = release.rollout
+
+    def _is_rolled_out(self, release: Release, *, is_local: bool) -> None:
+        rollout, name = release.rollout, _name(release)
         if rollout is not None and not is_local:
             if not rollout.includes(self._t.site.serial):
                 raise OfferRefusedError(
@@ -152,6 +166,9 @@ class Offers:
                     f"{name}: rolled out from {format_utc(rollout.not_before_utc)} on, it is {format_utc(now)}; refused",
                     code="release.rollout",
                 )
+
+    def _fits_state_directory(self, release: Release) -> None:
+        name = _name(release)
         heads = max((patch.head_bytes for patch in release.slot.patches), default=0)
         needed = release.slot.index.length + heads + SPACE_FOR_TABLES_BYTES
         free = self._t.journal.free_bytes()

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 
 from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.backoff import Backoff
 from tidewaiter_core.clock import Clock
 from tidewaiter_core.errors import TidewaiterError
+from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.consent import covers, required_channel
@@ -73,12 +75,22 @@ class Transfer:
     """The steps that bring a release into the target slot."""
 
     def __init__(
-        self, transaction: Transaction, effects: Effects, *, rng: random.Random | None = None
+        self,
+        transaction: Transaction,
+        effects: Effects,
+        *,
+        permit: Callable[[Release], None],
+        rng: random.Random | None = None,
     ) -> None:
+        """
+        Args:
+            permit: Raises OfferRefusedError if this device must not install the release (any more).
+        """
         self._t = transaction
         self._effects = effects
         self._clock: Clock = transaction.ports.clock
         self._backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, rng=rng)
+        self._permit = permit
         self._rewritten = False
 
     def await_consent(self) -> float:
@@ -105,6 +117,7 @@ class Transfer:
         if release is None or entry is None:
             raise RuntimeError("PREPARE without a release")
         try:
+            self._permit(release)
             self._t.ports.slots.check(entry.target, release)
             self._effects.perform(Phase.PREPARE)
         except AuditUnavailableError as err:
