@@ -16,21 +16,29 @@ PHASE_COLORS = {
     "WAIT_WINDOW": "#f0b14a",
     "ARMED": "#d9822b",
     "TRIAL": "#3fa7a0",
-    "RECONCILE_FW": "#3fa7a0",
-    "HEALTH": "#3fa7a0",
+    "RECONCILE_FW": "#2f8f9e",
+    "HEALTH": "#8fd0c4",
     "COMMITTED": "#4caf6d",
     "ROLLED_BACK": "#c94f4f",
-    "FAILED": "#c94f4f",
+    "FAILED": "#e08a8a",
     "DEGRADED": "#7a1f1f",
 }
+_DARK = frozenset({"TRANSFER", "VERIFY", "STAGED", "ROLLED_BACK", "DEGRADED"})
+"""Colors on which only white can be read."""
 _OTHER_COLOR = "#9aa5b1"
 _MARKS = {
+    "note": ("#8b95a1", "event"),
     "boot": ("#2b5d8a", "boot"),
-    "cut": ("#c22f2f", "power cut, kill or attack"),
     "good": ("#2e8b4f", "as expected"),
     "bad": ("#c22f2f", "not as expected"),
-    "note": ("#6b7683", "event"),
+    "cut": ("#c22f2f", "power cut, kill or attack"),
 }
+"""Also the order in which they are drawn: what matters most lies on top."""
+_SHAPES = {"boot": "M0,-6 L6,5 L-6,5 Z", "cut": "M0,-7 L7,0 L0,7 L-7,0 Z", "bad": "M-5,-5 H5 V5 H-5 Z"}
+_ROUND = "M-4,0 a4,4 0 1,0 8,0 a4,4 0 1,0 -8,0 Z"
+_CHAR_PX = 6.6
+_BADGE_PX = 18.0
+"""A step that took no time is still wide enough for its number."""
 _WIDTH, _LEFT, _LANE, _TOP = 1100, 130, 54, 30
 _STORY = "story"
 Scale = Callable[[float], float]
@@ -63,7 +71,7 @@ def legend(timeline: Timeline) -> str:
     used = [label for label in PHASE_COLORS if any(bar.label == label for bar in timeline.bars)]
     phases = "".join(f'<span><i style="background:{PHASE_COLORS[one]}"></i>{one}</span>' for one in used)
     marks = "".join(
-        f'<span><i style="background:{color};border-radius:50%"></i>{text}</span>'
+        f'<span><svg width="16" height="16" viewBox="-8 -8 16 16">{_shape(kind)}</svg> {text}</span>'
         for kind, (color, text) in _MARKS.items()
         if any(event.kind == kind for event in timeline.events)
     )
@@ -82,31 +90,47 @@ def _bars(timeline: Timeline, lane: str, x: Scale, top: int, span_s: float) -> I
         if bar.lane != lane:
             continue
         end_s = bar.to_s if bar.to_s is not None else span_s
-        width = max(1.5, x(end_s) - x(bar.from_s))
+        left, width = x(bar.from_s), max(1.5, x(end_s) - x(bar.from_s))
         yield (
-            f'<rect x="{x(bar.from_s):.1f}" y="{top + 6}" width="{width:.1f}" height="24" rx="2" '
+            f'<rect x="{left:.1f}" y="{top + 6}" width="{width:.1f}" height="24" rx="2" '
             f'fill="{PHASE_COLORS.get(bar.label, _OTHER_COLOR)}">'
             f"<title>{escape(bar.label)}: {bar.from_s:.1f} to {end_s:.1f} s</title></rect>"
         )
+        if width > _CHAR_PX * len(bar.label) + 8:
+            ink = "#ffffff" if bar.label in _DARK else "#1d2733"
+            yield _text(left + width / 2, top + 22, bar.label, ink)
 
 
 def _steps(timeline: Timeline, x: Scale, top: int) -> Iterator[str]:
-    for step in timeline.steps:
+    if timeline.steps and x(timeline.steps[0].from_s) - _LEFT > 60:
+        yield _text((_LEFT + x(timeline.steps[0].from_s)) / 2, top + 22, "preparing", _MARKS["note"][0])
+    for number, step in enumerate(timeline.steps, start=1):
         color = _MARKS["good" if step.ok else "bad"][0]
-        left, width = x(step.from_s), max(2.0, x(step.to_s) - x(step.from_s))
+        left, width = x(step.from_s), max(_BADGE_PX, x(step.to_s) - x(step.from_s) - 2)
         yield (
-            f'<rect x="{left:.1f}" y="{top + 6}" width="{width:.1f}" height="24" rx="3" fill="none" '
-            f'stroke="{color}" stroke-width="1.5"><title>{escape(step.title)}</title></rect>'
+            f'<rect x="{left:.1f}" y="{top + 6}" width="{width:.1f}" height="24" rx="3" fill="#ffffff" '
+            f'stroke="{color}" stroke-width="1.5"><title>{number}. {escape(step.title)}</title></rect>'
         )
-        name = step.name if width > 6.2 * len(step.name) else step.name[: max(0, int(width / 6.2) - 1)] + "…"
-        yield f'<text x="{left + 4:.1f}" y="{top + 22}" font-size="11" fill="{color}">{escape(name)}</text>'
+        name = f"{number} {step.name}"
+        shown = name if width > _CHAR_PX * len(name) + 8 else str(number)
+        yield _text(left + width / 2, top + 22, shown, color)
 
 
 def _dots(timeline: Timeline, lane: str, x: Scale, top: int) -> Iterator[str]:
-    for event in timeline.events:
-        if event.lane == lane:
-            color = _MARKS.get(event.kind, _MARKS["note"])[0]
-            yield (
-                f'<circle cx="{x(event.at_s):.1f}" cy="{top + 38}" r="4" fill="{color}">'
-                f"<title>{event.at_s:.1f} s: {escape(event.text)}</title></circle>"
-            )
+    for kind in _MARKS:
+        for event in timeline.events:
+            if event.lane == lane and (event.kind if event.kind in _MARKS else "note") == kind:
+                yield (
+                    f'<g transform="translate({x(event.at_s):.1f} {top + 39})">{_shape(kind)}'
+                    f"<title>{event.at_s:.1f} s: {escape(event.text)}</title></g>"
+                )
+
+
+def _shape(kind: str) -> str:
+    return f'<path d="{_SHAPES.get(kind, _ROUND)}" fill="{_MARKS[kind][0]}" stroke="#ffffff"/>'
+
+
+def _text(x: float, y: float, text: str, color: str) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y}" font-size="11" fill="{color}" text-anchor="middle">{escape(text)}</text>'
+    )

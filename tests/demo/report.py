@@ -35,10 +35,10 @@ def write(timeline: Timeline, out: Path, *, facts: dict[str, Any]) -> bool:
 
 def _page(timeline: Timeline, ok: bool, facts: dict[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td class='{_verdict(step.ok)}'>{_verdict(step.ok)}</td>"
-        f"<td><code>{escape(step.name)}</code><br>{escape(step.title)}</td>"
-        f"<td>{escape(step.detail)}</td><td>{step.to_s - step.from_s:.0f} s</td></tr>"
-        for step in timeline.steps
+        f"<tr><td>{number}</td><td class='{_verdict(step.ok)}'>{_verdict(step.ok)}</td>"
+        f"<td class='step'><code>{escape(step.name)}</code><br>{escape(step.title)}</td>"
+        f"<td>{escape(step.detail)}</td><td class='time'>{escape(_duration(step.to_s - step.from_s))}</td></tr>"
+        for number, step in enumerate(timeline.steps, start=1)
     )
     events = "".join(
         f"<tr><td>{event.at_s:.1f}</td><td>{escape(event.lane)}</td><td>{escape(event.text)}</td></tr>"
@@ -60,17 +60,24 @@ def _page(timeline: Timeline, ok: bool, facts: dict[str, Any]) -> str:
  .picture {{ overflow-x: auto; border: 1px solid #e3e8ee; border-radius: 6px; }}
  .legend span {{ display: inline-block; margin: .2rem .9rem .2rem 0; font-size: 13px; }}
  .legend i {{ display: inline-block; width: 12px; height: 12px; border-radius: 2px; margin-right: .35rem; vertical-align: -1px; }}
+ .step {{ min-width: 15rem; }} .time {{ white-space: nowrap; }} .small {{ font-size: 13px; color: #566270; }}
+ .legend svg {{ vertical-align: -3px; }}
  details table {{ font-size: 13px; }}
 </style></head><body>
 <h1>tidewaiter demo: {_verdict(ok)}</h1>
 <p>{verdict} {timeline.now_s():.0f} seconds, real processes on one computer, no root.</p>
-<h2>Steps</h2><table><tr><th></th><th>step</th><th>what was seen</th><th>time</th></tr>{rows}</table>
+<h2>Steps</h2><table><tr><th></th><th></th><th>step</th><th>what was seen</th><th>time</th></tr>{rows}</table>
+<p class="small">Time: how long the story stood at a step. The second device's rollback runs beside the other steps.</p>
 <h2>Timeline</h2><div class="picture">{picture.timeline_svg(timeline)}</div>{picture.legend(timeline)}
 <h2>Figures</h2><ul>{figures}</ul>
 <details><summary>All {len(timeline.events)} events</summary>
 <table><tr><th>s</th><th>where</th><th>what</th></tr>{events}</table></details>
 </body></html>
 """
+
+
+def _duration(seconds: float) -> str:
+    return "< 1 s" if seconds < 1 else f"{seconds:.0f} s"
 
 
 def _verdict(ok: bool) -> str:
