@@ -6,7 +6,7 @@ One entry per `BootControl` of the product; the storage below each is the simula
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -22,7 +22,8 @@ from tidewaiter_updater.boot.simulated import SimulatedBoot
 from tidewaiter_updater.boot.uboot import UbootBoot
 from tidewaiter_updater.model import BootEnv
 
-from tests.sim.boot import BootScript
+from tests.sim.boot import BootScript, TwoCopyScript
+from tests.sim.boot.sdboot import SdBootBackend
 from tests.sim.storage import SECTOR_BYTES, BlockDevice, Content, EnvDevice, Storage
 from tests.sim.storage.units import BLOCK_BYTES, ZERO_BLOCK
 
@@ -97,35 +98,6 @@ class Copies:
         self._medium.write(self._offsets[index], data)
 
 
-class LayoutScript:
-    """The boot script contract (update-engine.md section 8) in any layout of two copies."""
-
-    def __init__(self, copies: Copies, layout: Layout) -> None:
-        self._copies = copies
-        self._layout = layout
-
-    def run(self, probe: Probe) -> SlotName | None:
-        found = (self._layout.decode(self._copies.read(0)), self._layout.decode(self._copies.read(1)))
-        index = self._layout.newest(found)
-        copy = found[index] if index is not None else None
-        env = from_variables(copy.variables) if copy is not None else None
-        if index is None or copy is None or env is None:
-            return next((slot for slot in SlotName if probe(slot)), None)
-        if env.trial is not None and env.left > 0 and self._spends_try(1 - index, copy, env):
-            return env.trial if probe(env.trial) else None
-        if probe(env.committed):
-            return env.committed
-        other = env.committed.other
-        return other if env.is_ok(other) and probe(other) else None
-
-    def _spends_try(self, index: int, copy: EnvCopy, env: BootEnv) -> bool:
-        """All names go into the older copy; saving the changed ones alone would make a stale record the newest."""
-        variables = {**copy.variables, **to_variables(replace(env, left=env.left - 1))}
-        raw = self._layout.encode(variables, (copy.flag + 1) % self._layout.numbers)
-        self._copies.write(index, raw)
-        return self._copies.read(index) == raw
-
-
 @dataclass(frozen=True, kw_only=True)
 class TwoCopies:
     """Backend of a loader with two copies of an environment."""
@@ -183,7 +155,7 @@ def _decoded(layout: Layout, length: int, *blocks: bytes) -> EnvCopy | None:
 
 
 def _layout_script(backend: TwoCopies, device: BlockDevice) -> Script:
-    return LayoutScript(backend.copies(ScriptMedium(device)), backend.layout)
+    return TwoCopyScript(backend.copies(ScriptMedium(device)), backend.layout)
 
 
 SIMULATED = TwoCopies(
@@ -217,5 +189,5 @@ GRUB = TwoCopies(
 )
 """Its files never move, so a write of one is a write of two sectors."""
 
-BACKENDS: tuple[Backend, ...] = (SIMULATED, UBOOT, GRUB)
+BACKENDS: tuple[Backend, ...] = (SIMULATED, UBOOT, GRUB, SdBootBackend())
 """The first one goes through every story, the others through those in which the loader has a part."""

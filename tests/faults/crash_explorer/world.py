@@ -165,8 +165,11 @@ class World:
             self.watch.script_runs()
             before = self.in_force()
             booted = self.parts.script(self.backend, self.storage).run(self._loads)
-            self.watch.booted(booted, self.in_force())
-            if before is not None and before.trial is not None and before.left > 0:
+            if booted is None:
+                self.watch.booted(None, self.in_force())
+            tried = before is not None and before.trial is not None and before.left > 0
+            # A loader that lost the entry, or could not count, boots the committed slot instead.
+            if tried and before is not None and booted is not before.committed:
                 self.trial_boots += 1
             if booted is not None:
                 return self._start_updater(booted)
@@ -194,6 +197,8 @@ class World:
         self.boot_id = new_boot_id(self.storage.state)
         disk = self.parts.disk(self.storage)
         control = self.parts.control(self.backend, self.storage, lambda: f"ro tidewaiter.slot={booted}")
+        # An adapter may settle names that a cut parted; until then the loader's business is not finished.
+        self.watch.booted(booted, self.in_force())
         boot = WatchedBoot(control, self.watch, lambda: self.storage.state)
 
         def boot_epoch() -> int:

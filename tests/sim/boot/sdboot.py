@@ -129,7 +129,9 @@ class SdBootBackend:
     def control(self, storage: Storage, *, cmdline: Callable[[], str]) -> StagingSdBoot:
         esp = Esp(ESP, disk=SimDisk(storage, fat=ESP))
         blocks = PlacedBlocks(self.device(storage), offsets=OFFSETS, length=RECORD_BYTES)
-        return StagingSdBoot(SdBoot(esp, blocks, booted=lambda: slot_of_cmdline(cmdline())), esp)
+        boot = SdBoot(esp, blocks, booted=lambda: slot_of_cmdline(cmdline()))
+        boot.settle()
+        return StagingSdBoot(boot, esp)
 
     def script(self, storage: Storage) -> SdBootScript:
         return SdBootScript(storage)

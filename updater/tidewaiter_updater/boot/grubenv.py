@@ -11,6 +11,7 @@ Source: update-engine.md section 8; GRUB lib/envblk.c (escapes: a backslash befo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -26,6 +27,8 @@ TAIL: Final = "tw_tail"
 PAD: Final = "tw_pad"
 _OURS: Final = "tw_"
 _FRAME: Final = frozenset({HEAD, TAIL, PAD})
+_LINE: Final = re.compile(rb"((?:[^\\\n]|\\.)*+)\n", re.DOTALL)
+_ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
 _TAIL_BYTES: Final = len(f"{TAIL}=0\n")
 
 
@@ -46,17 +49,10 @@ def decode(raw: bytes) -> EnvCopy | None:
 
 
 def _lines(body: bytes) -> Iterator[str]:
-    """Unescaped lines; what has no line end is the filling."""
-    line = bytearray()
-    at = 0
-    while at < len(body):
-        if body[at] == ord("\n"):
-            yield line.decode("latin-1")
-            line.clear()
-        else:
-            at += body[at] == ord("\\") and at + 1 < len(body)
-            line.append(body[at])
-        at += 1
+    """Unescaped lines, without the filling, which has no line end."""
+    for found in _LINE.finditer(body.rstrip(b"#")):
+        line = found.group(1)
+        yield (_ESCAPED.sub(rb"\1", line) if b"\\" in line else line).decode("latin-1")
 
 
 def encode(variables: Mapping[str, str], *, number: int) -> bytes:

@@ -31,7 +31,7 @@ from typing import Final
 from tidewaiter_core.model import SlotName
 
 from tidewaiter_updater import decision
-from tidewaiter_updater.boot import BootEnvError
+from tidewaiter_updater.boot import BootEnvError, SlotMismatchError
 from tidewaiter_updater.boot.copies import CopyStore, TwoCopies
 from tidewaiter_updater.boot.envcopy import from_variables, to_variables
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, Esp
@@ -67,8 +67,8 @@ class SdBoot:
         entries = self._entries(record.trial)
         if any(entry.is_good() for entry in entries):
             return decision.commit(record, record.trial)
-        counted = max((entry.done for entry in entries), default=0) - _number(copy.variables.get(_COUNTED))
-        return replace(record, left=max(0, record.left - max(0, counted)))
+        since = _counted(entries) - _number(copy.variables.get(_COUNTED))
+        return replace(record, left=max(0, record.left - max(0, since)))
 
     def write(self, env: BootEnv) -> None:
         before = self.read()
@@ -93,13 +93,29 @@ class SdBoot:
                 "the earlier record may still decide"
             )
 
+    def settle(self) -> None:
+        """Bring names in line with the decision in force, if a cut parted them; to be called once when the updater starts.
+
+        Of several counted names of the trial only the one with the fewest tries stays: systemd-boot takes the one with
+        the most, and cannot count it down onto a name that exists. A medium that refuses is left as it is: what is in
+        force is still in force.
+        """
+        try:
+            env = self.read()
+            if env is None or self._booted() not in (env.committed, env.trial):
+                return  # degraded: nothing is written
+            if env.trial is not None and env.trial is not env.committed:
+                self._remove(sorted(self._entries(env.trial), key=lambda entry: entry.left or 0)[1:])
+            self._tidy(env)
+        except (BootEnvError, SlotMismatchError) as err:
+            logger.warning("names of kernel images stay as a cut left them: %s", err)
+
     # --- the record -----------------------------------------------------------------------------------------------
 
     def _record(self, env: BootEnv) -> None:
         """Write the record unless it says this already."""
         entries = self._entries(env.trial) if env.trial is not None else []
-        counted = max((entry.done for entry in entries), default=0)
-        variables = {**to_variables(env), _COUNTED: f"{counted:03d}"}
+        variables = {**to_variables(env), _COUNTED: f"{_counted(entries):03d}"}
         current = self._copies.read()
         if current is None or any(current.variables.get(name) != value for name, value in variables.items()):
             self._copies.write(variables)
@@ -162,18 +178,17 @@ class SdBoot:
         self._remove([entry for entry in committed if not entry.is_good()])
         if env.trial is None or env.trial is env.committed:
             return
-        entries = self._entries(env.trial)
-        if len(entries) == 1 and entries[0].left != env.left:
-            self._recount(entries[0], env.left, done=entries[0].done)
-        elif env.left == 0:
-            done = 0
-            for entry in (one for one in entries if one.left != 0):
-                while any(one.left == 0 and one.done == done for one in self._entries(env.trial)):
-                    done += 1
-                self._recount(entry, 0, done=done)
+        for entry in self._entries(env.trial):
+            if entry.left != env.left and (len(self._entries(env.trial)) == 1 or env.left == 0):
+                self._recount(entry, env.left)
 
-    def _recount(self, entry: UkiName, left: int, *, done: int) -> None:
-        self._esp.rename(f"{ENTRIES}/{entry}", f"{ENTRIES}/{entry.counted(left, done=done)}")
+    def _recount(self, entry: UkiName, left: int) -> None:
+        """Change what an entry has left; a count of boots that makes the name a free one."""
+        names = self._esp.files(ENTRIES)
+        counted = entry.counted(left, done=entry.done)
+        while str(counted) in names:
+            counted = entry.counted(left, done=counted.done + 1)
+        self._esp.rename(f"{ENTRIES}/{entry}", f"{ENTRIES}/{counted}")
 
     def _is_projected(self, env: BootEnv) -> bool:
         """Whether the names let systemd-boot do what `env` says."""
@@ -214,6 +229,11 @@ class SdBoot:
             if is_copy is entry.is_good():
                 return True
         return False
+
+
+def _counted(entries: list[UkiName]) -> int:
+    """The boots that the name which systemd-boot goes by has counted; of several it is the one with the most tries."""
+    return min((entry.done for entry in entries), default=0)
 
 
 def _number(text: str | None) -> int:
