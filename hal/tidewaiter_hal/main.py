@@ -16,7 +16,7 @@ from tidewaiter_core.activation import listen_fds, listener
 from tidewaiter_core.audit import Actor, AuditLog, Outcome
 from tidewaiter_core.clock import Clock, SystemClock, boot_id
 from tidewaiter_core.durable import InstanceLock, load_document
-from tidewaiter_core.errors import ConfigError, SecondInstanceError, TidewaiterError
+from tidewaiter_core.errors import ConfigError, SecondInstanceError, StateError, TidewaiterError
 from tidewaiter_core.heartbeat import Heartbeat
 from tidewaiter_core.notify import Notifier
 from tidewaiter_core.settings import Settings
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(arguments.config, arguments.conf_dir)
         return serve(settings)
-    except ConfigError as err:
+    except (ConfigError, StateError) as err:
         sys.stderr.write(f"tidewaiter-hal: {err}\n")
         return EXIT_CONFIG
     except SecondInstanceError as err:

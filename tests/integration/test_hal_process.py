@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tomllib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,23 @@ def test_a_wrong_configuration_is_refused_with_exit_78_and_names_the_key(tmp_pat
     ended = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=20)
     assert ended.returncode == 78
     assert "hal.baud = 1234" in ended.stderr
+
+
+def test_an_unreadable_serial_number_is_refused_with_exit_78_and_left_as_found(tmp_path: Path) -> None:
+    import sys
+
+    from tests.sim.hal import write_config
+
+    config = write_config(tmp_path / "hal", tmp_path / "injector")
+    with config.open("rb") as file:
+        provisioned = Path(tomllib.load(file)["device"]["provisioned_file"])
+    provisioned.write_bytes(b'{"schema": 1, "serial"')
+    command = ["tidewaiter_hal.main", "--config", str(config), "--conf-dir", str(tmp_path / "hal/conf.d")]
+    ended = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 78
+    assert str(provisioned) in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert provisioned.read_bytes() == b'{"schema": 1, "serial"'
 
 
 def test_a_driver_nobody_installed_leaves_a_service_that_denies(tmp_path: Path) -> None:
