@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import tomllib
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
