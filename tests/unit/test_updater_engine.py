@@ -126,11 +126,15 @@ def test_a_release_below_the_epoch_floor_is_refused() -> None:
     assert engine.check("relay", made.path).code == "release.epoch"
 
 
-def test_a_full_state_directory_refuses_before_disarm() -> None:
+def test_a_full_state_directory_refuses_before_disarm_and_is_worth_another_try() -> None:
     device, made, engine = device_with()
-    device.documents.free = 1000
-    assert engine.check("relay", made.path).code == "update.no-space"
+    room, device.documents.free = device.documents.free, 1000
+    with pytest.raises(OfferRefusedError) as refusal:
+        engine.check("relay", made.path)
+    assert (refusal.value.code, refusal.value.retryable) == ("update.no-space", True)
     assert env_of(device).ok_b
+    device.documents.free = room
+    assert engine.check("relay", made.path).installable
 
 
 @pytest.mark.parametrize(

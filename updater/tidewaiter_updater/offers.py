@@ -65,6 +65,8 @@ class Offers:
         except OfferRefusedError as err:
             name = f"{release.product} {release.version}"
             self._audit_refusal(release.digest, err.code, digest=release.digest, name=name, actor=actor)
+            if err.retryable:
+                raise  # not this release's fault: no verdict on it, the caller asks again
             return Offer(
                 release=release,
                 installable=False,
@@ -176,6 +178,7 @@ class Offers:
             raise OfferRefusedError(
                 f"{name}: needs {needed} bytes in the state directory, {free} are free; refused, nothing was changed",
                 code="update.no-space",
+                retryable=True,  # room may be made any time: the deployment waits for it
             )
 
     def _audit_refusal(self, what: str, code: str, *, digest: str, name: str, actor: Actor) -> None:
