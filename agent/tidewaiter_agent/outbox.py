@@ -73,15 +73,14 @@ class Outbox:
             on_finding: Told (code, text) of quarantined, dead and dropped items, for the audit chain.
 
         Raises:
-            StateError: The ledger of delivered ids is unreadable; nothing is touched.
+            StateError: A folder cannot be made, or the ledger of delivered ids is unreadable; nothing is touched.
         """
         self._directory = directory
         self._on_finding = on_finding
         self._disk = disk or SystemOutboxDisk()
         self._lock = threading.RLock()
         self._wake: Callable[[], None] = lambda: None
-        for name in (*ItemClass, "dead", "quarantine"):
-            (directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folders(directory)
         ledger = load_document(directory / "ledger.json", schema=SCHEMA) or {}
         self._delivered: list[str] = [str(entry) for entry in ledger.get("delivered", [])]
         self._dropped: dict[str, int] = {str(k): int(v) for k, v in ledger.get("dropped", {}).items()}
@@ -252,6 +251,17 @@ def _checked_name(path: Path) -> Path:
     if path.stem.isascii() and path.stem.isdigit() and path.suffix == ".json":
         return path
     raise ValueError("not a name of the outbox")
+
+
+def _make_folders(directory: Path) -> None:
+    try:
+        for name in (*ItemClass, "dead", "quarantine"):
+            (directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as err:
+        raise StateError(
+            f"{directory}: expected a folder for what is still to be sent ({err.strerror or err}); "
+            "the agent does not start, nothing that waits there was touched"
+        ) from err
 
 
 def _highest(directory: Path) -> int:

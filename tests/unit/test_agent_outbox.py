@@ -93,6 +93,13 @@ def test_items_survive_a_restart_in_their_order(tmp_path: Path) -> None:
     assert ids(opened(tmp_path)) == ["a", "b", "c"]
 
 
+def test_outbox_that_cannot_be_made_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "outbox").write_bytes(b"a file where the folder belongs")
+    with pytest.raises(StateError, match="outbox"):
+        opened(tmp_path / "outbox")
+    assert (tmp_path / "outbox").read_bytes() == b"a file where the folder belongs"
+
+
 def test_repeated_put_of_a_waiting_or_delivered_id_is_ignored(tmp_path: Path) -> None:
     outbox = opened(tmp_path)
     assert outbox.put(item("7-closed", final=True))
