@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     options.out.mkdir(parents=True)
     # Socket paths are limited to 107 bytes, so the world lives in a short temporary directory.
     world = Path(tempfile.mkdtemp(prefix="tw-"))
+    # Ended from outside, the story still ends its processes: SystemExit runs the `finally` below.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     timeline = Timeline()
     plant = Plant(world)
     story = Story(plant, timeline)
