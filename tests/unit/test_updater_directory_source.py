@@ -32,6 +32,11 @@ def opened(stick: Path) -> DirectorySource:
     return DirectorySource(os.open(stick, os.O_PATH | os.O_DIRECTORY), name="stick")
 
 
+def descriptors() -> list[str]:
+    gc.collect()  # a caught error holds its frames, and so the source, in a cycle
+    return os.listdir("/proc/self/fd")
+
+
 PACK = "releases/p/1/pack"
 
 
@@ -173,15 +178,14 @@ def test_a_file_that_may_not_be_read_tells_how_to_mount(stick: Path) -> None:
 
 
 def test_no_descriptor_is_left_open(stick: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     source = opened(stick)
     list(source.span(PACK, 0, 10))
     refused(source, "releases/p/9/pack")
     (stick / "TIDEWAITER/targets/link").symlink_to("releases")
     refused(source, "link/p/1/pack")
     del source
-    gc.collect()  # the caught errors hold their frames in a cycle
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_whether_a_target_is_there_is_told_by_name_and_length(stick: Path) -> None:
@@ -203,12 +207,12 @@ def test_the_bay_gives_the_medium_only_under_its_name(stick: Path) -> None:
 
 def test_an_ejected_medium_is_gone_and_its_descriptor_closed(stick: Path) -> None:
     bay = MediaBay()
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     bay.insert(NAME, opened(stick))
     bay.eject()
     with pytest.raises(SourceError, match="not with the updater"):
         bay.medium(NAME)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_a_source_name_says_where_the_directory_is() -> None:
