@@ -23,6 +23,8 @@ class Call:
     more: bool = False
     upgrade: bool = False
     oneway: bool = False
+    descriptors: tuple[int, ...] = ()
+    """Open files that came with the call; closed when it is over, so a handler duplicates what it keeps."""
     hung_up: Callable[[float], bool] = field(default=_never, repr=False)
     """Waits up to so many seconds for the client to hang up."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tidewaiter_core.varlink.catalog import SERVICE_NAME, interface_names, load_interface
+from tidewaiter_core.varlink.descriptors import send
 from tidewaiter_core.varlink.errors import NotReachable, ProtocolError, VarlinkError
 from tidewaiter_core.varlink.framing import Decoder, FramingError, encode
 from tidewaiter_core.varlink.idl import Direction, ShapeError, shape
@@ -72,9 +73,17 @@ class Client:
         self._decoder = Decoder()
 
     def call(
-        self, method: str, parameters: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+        self,
+        method: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        descriptors: Sequence[int] = (),
     ) -> dict[str, Any]:
         """Call `method` and return its reply.
+
+        Args:
+            descriptors: Open files to send along, by index in a parameter; they stay open here, too.
 
         Raises:
             VarlinkError: The service answered with an error.
@@ -83,7 +92,7 @@ class Client:
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         until = time.monotonic() + limit_s
         try:
-            self._send({"method": method, "parameters": dict(parameters or {})}, until)
+            self._send({"method": method, "parameters": dict(parameters or {})}, until, descriptors)
             reply, _ = self._reply(method, until, limit_s)
         except NotReachable:
             self.close()
@@ -156,7 +165,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _send(self, request: dict[str, Any], until: float) -> None:
+    def _send(self, request: dict[str, Any], until: float, descriptors: Sequence[int] = ()) -> None:
         try:
             data = encode(request)
         except FramingError as err:
@@ -164,7 +173,7 @@ class Client:
         connection = self._connected(until)
         try:
             connection.settimeout(max(0.001, until - time.monotonic()))
-            connection.sendall(data)
+            send(connection, data, descriptors)
         except OSError as err:
             raise NotReachable(f"{self._path}: sending {request['method']} failed: {err}") from err
 

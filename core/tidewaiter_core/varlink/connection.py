@@ -20,6 +20,7 @@ from typing import Any
 from tidewaiter_core.errors import TidewaiterError
 from tidewaiter_core.varlink import errors
 from tidewaiter_core.varlink.call import Call, Upgrade
+from tidewaiter_core.varlink.descriptors import Inbox, TooManyDescriptorsError, close_all
 from tidewaiter_core.varlink.dispatch import Bound, Dispatcher
 from tidewaiter_core.varlink.errors import VarlinkError
 from tidewaiter_core.varlink.framing import Decoder, FramingError, encode
@@ -42,6 +43,8 @@ class Limits:
     """Between two calls."""
     stream_timeout_s: float
     """For the peer to take one piece of an upgraded body: it may be waiting for a slow medium."""
+    max_descriptors: int = 0
+    """Open files that one message may bring."""
 
 
 class _PeerFailed(Exception):
@@ -66,6 +69,7 @@ class Connection:
         self._limits = limits
         self._on_bug = on_bug
         self._decoder = Decoder()
+        self._inbox = Inbox(limits.max_descriptors)
         self._ending = threading.Event()
 
     def serve(self) -> None:
@@ -80,6 +84,7 @@ class Connection:
             self._on_bug(err)
         finally:
             self._ending.set()
+            self._inbox.close()
             self._socket.close()
 
     def end(self, *, at_once: bool) -> None:
@@ -94,8 +99,14 @@ class Connection:
         wait_s = self._limits.call_timeout_s
         while not self._ending.is_set():
             request = self._receive(wait_s)
-            if request is None or not self._answer(request):
+            if request is None:
                 return
+            descriptors = self._inbox.take()
+            try:
+                if not self._answer(request, descriptors):
+                    return
+            finally:
+                close_all(descriptors)
             wait_s = self._limits.idle_timeout_s
 
     def _receive(self, wait_s: float) -> dict[str, Any] | None:
@@ -119,9 +130,11 @@ class Connection:
                 return None
             try:
                 self._socket.settimeout(remaining_s)
-                data = self._socket.recv(_RECV_BYTES)
+                data = self._inbox.recv(self._socket, _RECV_BYTES)
             except TimeoutError:
                 continue
+            except TooManyDescriptorsError as err:
+                raise _PeerFailed(str(err)) from err
             except OSError as err:
                 raise _PeerFailed(f"reading failed: {err}") from err
             if not data:
@@ -130,7 +143,7 @@ class Connection:
                 return None
             self._decoder.feed(data)
 
-    def _answer(self, request: dict[str, Any]) -> bool:
+    def _answer(self, request: dict[str, Any], descriptors: tuple[int, ...]) -> bool:
         """Handle one request; False when the connection ends with it."""
         method, parameters, flags = _parse_request(request)
         bound: Bound | None = None
@@ -142,6 +155,7 @@ class Connection:
                 more=flags["more"],
                 upgrade=flags["upgrade"],
                 oneway=flags["oneway"],
+                descriptors=descriptors,
                 hung_up=self._hung_up,
             )
             return self._run(bound, call)

@@ -46,6 +46,7 @@ class Server:
         call_timeout_s: float = 5.0,
         idle_timeout_s: float = 60.0,
         stream_timeout_s: float = 60.0,
+        max_descriptors: int = 0,
         on_bug: Callable[[BaseException], None] | None = None,
         beat: Callable[[], None] | None = None,
     ) -> None:
@@ -55,6 +56,7 @@ class Server:
             listener: A listening AF_UNIX stream socket; `run` closes it.
             interfaces: Handlers by interface and method name; methods without one answer
                 MethodNotImplemented.
+            max_descriptors: Open files that one call may bring; none unless the service has a use for them.
             authorize: Second gate behind the socket's mode; raises VarlinkError to refuse.
             on_bug: Told of an exception that no handler may raise; the default ends `run` with it.
             beat: Called in every turn of the accept loop.
@@ -64,7 +66,10 @@ class Server:
         self._name = name
         self._max_connections = max_connections
         self._limits = Limits(
-            call_timeout_s=call_timeout_s, idle_timeout_s=idle_timeout_s, stream_timeout_s=stream_timeout_s
+            call_timeout_s=call_timeout_s,
+            idle_timeout_s=idle_timeout_s,
+            stream_timeout_s=stream_timeout_s,
+            max_descriptors=max_descriptors,
         )
         self._on_bug = on_bug or self._keep_bug
         self._beat = beat
