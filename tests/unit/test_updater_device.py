@@ -12,6 +12,8 @@ import pytest
 from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice, aligned_buffer, identity, open_medium
 from tidewaiter_updater.errors import SlotError
 
+from tests.sim.image import ImageSpec, build_image
+
 SIZE = 64 * BLOCK_BYTES
 
 
@@ -112,6 +114,26 @@ def test_a_block_device_is_written_directly_and_zeroed_by_its_own_means(loop: Pa
         with device.reopened() as reader:
             reader.read_into(memoryview(back), 0)
     assert bytes(back) == b"\x22" * BLOCK_BYTES + bytes(2 * BLOCK_BYTES) + b"\xa5" * BLOCK_BYTES
+
+
+@pytest.mark.privileged
+def test_mounted_slot_is_busy(tmp_path: Path) -> None:
+    image = build_image(
+        ImageSpec(version="1", sequence=1, image_bytes=8 << 20), tmp_path / "i", work=tmp_path / "w"
+    )
+    point = tmp_path / "mounted"
+    point.mkdir()
+    with loop_device(image) as device:
+        mounted = subprocess.run(
+            ["mount", "-o", "ro", str(device), str(point)], capture_output=True, text=True
+        )
+        if mounted.returncode:
+            pytest.skip(f"needs root that may mount: {mounted.stderr.strip()}")
+        try:
+            assert code(device) == "slot.busy"
+        finally:
+            subprocess.run(["umount", str(point)], check=True)
+        SlotDevice.open(device).close()
 
 
 @pytest.mark.privileged

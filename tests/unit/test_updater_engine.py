@@ -126,7 +126,7 @@ def test_a_release_below_the_epoch_floor_is_refused() -> None:
     assert engine.check("relay", made.path).code == "release.epoch"
 
 
-def test_a_full_state_directory_refuses_before_disarm_and_is_worth_another_try() -> None:
+def test_enospc_in_the_state_directory_refuses_before_disarm_and_is_worth_another_try() -> None:
     device, made, engine = device_with()
     room, device.documents.free = device.documents.free, 1000
     with pytest.raises(OfferRefusedError) as refusal:
@@ -402,7 +402,7 @@ def test_a_medium_that_lies_twice_is_caught_before_arm() -> None:
     assert (phase(engine), engine.transaction.last.code) == ("FAILED", "slot.medium")
 
 
-def test_the_transfer_pauses_while_injecting() -> None:
+def test_pipeline_pauses_while_injecting() -> None:
     device, made, engine = device_with()
     control = TransferControl(engine.transaction)
     seen: list[bool] = []

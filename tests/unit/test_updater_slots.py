@@ -16,9 +16,12 @@ from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.model import TransferProgress
 from tidewaiter_updater.readback import IndexTable
 from tidewaiter_updater.slots import ActiveSlot, Control, InstallResult, install, matches, read_back, verify
+from tidewaiter_updater.sources import RelaySource
 
+from tests.sim.clock import FakeClock
 from tests.sim.disk import BLOCK_BYTES, FaultyDisk
 from tests.sim.packs import CHUNK_BYTES, MemorySource, Packed, packed, random_image
+from tests.sim.relay import Answer, relaying
 
 CHUNKS = 40
 
@@ -225,6 +228,25 @@ def test_a_source_that_gives_another_length_is_refused(
     with pytest.raises(SourceError) as caught:
         put(FaultyDisk(len(new.image)), new, source, store)
     assert caught.value.code == "source.bad-range"
+
+
+def test_200_for_a_range_request_is_never_appended(new: Packed, store: IndexStore, tmp_path: Path) -> None:
+    """A proxy that ignores the range and sends the whole pack, as success: not one byte of it reaches the slot."""
+    for target, data in ((new.pack_target, new.pack), (new.index_target, new.index_bytes)):
+        path = tmp_path / "repository/targets" / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    disk = FaultyDisk(len(new.image))
+    with relaying(tmp_path / "repository", tmp_path / "s") as relay:
+        whole = Answer(offset=0, total=len(new.pack), length=len(new.pack), body=new.pack)
+        relay.lie = lambda ask, honest: whole if ask.offset > 0 else None
+        source = RelaySource(tmp_path / "s", clock=FakeClock())
+        with pytest.raises(SourceError) as caught:
+            install(SlotDevice(disk), new.component, new.index, source, store=store, clock=FakeClock())
+    assert caught.value.code == "source.bad-range"
+    disk.sync()
+    for at in range(0, len(new.image), BLOCK_BYTES):  # unwritten, or of the zeros that need no range
+        assert disk.content[at : at + BLOCK_BYTES] in (b"\xa5" * BLOCK_BYTES, bytes(BLOCK_BYTES))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
