@@ -20,10 +20,21 @@ from tidewaiter_core.payload.policy import Activation, Consent, Risk
 from tidewaiter_release import zstd
 from tidewaiter_release.build import BuildSpec, build
 from tidewaiter_release.cli_delta import add_delta_commands, add_level
+from tidewaiter_release.cli_export import add_export_command
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.inspect import inspect
 from tidewaiter_release.payload import DEFAULT_LEVEL
-from tidewaiter_release.repository import Desk, Severity, Store, init_repository, lint, publish, refresh
+from tidewaiter_release.repository import (
+    Desk,
+    Severity,
+    Store,
+    has_media,
+    init_repository,
+    lint,
+    publish,
+    refresh,
+    renew_media,
+)
 
 _NOTE = re.compile(r"([A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*)=(.+)", re.DOTALL)
 
@@ -63,7 +74,14 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("refresh", help="renew snapshot and timestamp (needs only their keys)")
     _add_repository(command)
+    command.add_argument(
+        "--media",
+        action="store_true",
+        help="instead the media side: its snapshot and timestamp over the present targets (needs 2 of 3 keys of both)",
+    )
     command.set_defaults(run=_refresh)
+
+    add_export_command(commands)
 
     command = commands.add_parser(
         "inspect", help="check and print release.json, an index, a pack, a patch or metadata"
@@ -170,8 +188,9 @@ def _init(arguments: argparse.Namespace) -> int:
     store = init_repository(arguments.repo, arguments.keys, clock=SystemClock())
     print(f"repository {arguments.repo}")
     print(f"trusted root for the image: {store.metadata / '1.root.json'}")
+    print(f"trusted root for the image, for sticks: {store.media.metadata / '1.root.json'}")
     print(
-        f"keys {arguments.keys}: move root, targets and delegated keys to offline media; refresh needs snapshot and timestamp"
+        f"keys {arguments.keys}: move all but snapshot and timestamp to offline media; refresh needs those two"
     )
     return 0
 
@@ -220,11 +239,20 @@ def _publish(arguments: argparse.Namespace) -> int:
     published = publish(Store(arguments.repo), desk, arguments.build, stream=sys.stderr)
     if not published.new:
         print(f"{published.path}: was published before, nothing to do", file=sys.stderr)
+    if not published.on_media and has_media(Store(arguments.repo)):
+        print(
+            "the media side does not have it yet, its keys are not here: `refresh --media` before `export`",
+            file=sys.stderr,
+        )
     print(published.path)
     return 0
 
 
 def _refresh(arguments: argparse.Namespace) -> int:
+    if arguments.media:
+        version = renew_media(Store(arguments.repo), Desk(keys=arguments.keys, clock=SystemClock()))
+        print(f"media timestamp version {version}")
+        return 0
     version = refresh(Store(arguments.repo), Desk(keys=arguments.keys, clock=SystemClock()))
     print(f"timestamp version {version}")
     return 0

@@ -52,3 +52,9 @@ class PublishedError(ReleaseToolError):
     """The version or the sequence was used before by another release."""
 
     code = "release-tool.published"
+
+
+class MediumError(ReleaseToolError):
+    """The medium of an export cannot take it: too small, not writable, or in use by somebody else's files."""
+
+    code = "release-tool.medium"

@@ -118,7 +118,7 @@ def test_keys_are_readable_by_their_owner_only(repository: TestRepository) -> No
     modes = {stat.S_IMODE(path.stat().st_mode) for path in repository.keys.iterdir()}
     assert modes == {0o600}
     assert stat.S_IMODE(repository.keys.stat().st_mode) == 0o700
-    assert len(list(repository.keys.iterdir())) == 5 + 3 + 1 + 1 + 4 * 3
+    assert len(list(repository.keys.iterdir())) == (5 + 3 + 1 + 1 + 4 * 3) + (5 + 3 + 3)
 
 
 def test_every_target_has_exactly_one_hash(repository: TestRepository) -> None:

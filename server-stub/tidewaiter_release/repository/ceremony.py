@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from tuf.api.metadata import (
@@ -22,7 +22,8 @@ from tuf.api.metadata import (
 
 from tidewaiter_release.errors import RepositoryError
 from tidewaiter_release.repository import keys
-from tidewaiter_release.repository.roles import DELEGATED, ROLES, ROOT, TOP_LEVEL
+from tidewaiter_release.repository.media import write_media
+from tidewaiter_release.repository.roles import DELEGATED, ROLES, ROOT, TOP_LEVEL, Side
 from tidewaiter_release.repository.signing import Desk, WallClock, prepare, prepare_online, write_files
 from tidewaiter_release.repository.store import State, Store, make_directories, sync_directories
 
@@ -44,49 +45,81 @@ def init_repository(
         lifetimes = desk.lifetimes if desk is not None else {}
         drafting = Desk(keys=new_keys, clock=clock, lifetimes=lifetimes)
         store = Store(new_repository)
-        make_directories(store.metadata)
-        make_directories(store.targets)
+        for needed in (store.metadata, store.media.metadata, store.targets):
+            make_directories(needed)
         state, files = _first_state(drafting)
         files.update(prepare(state, drafting, changed=[*state.delegated, "targets"]))
         write_files(store, files)
+        media, root_bytes = _first_media_state(drafting, state)
+        write_files(store.media, {"1.root.json": root_bytes})
+        write_media(store, state, media, drafting)
     return Store(directory)
 
 
 def rotate_keys(store: Store, desk: Desk, roles: Collection[str]) -> None:
     """Give top-level roles new keys under the next root, signed by the old root keys and the new ones.
 
+    Names of the media side begin with `media-`. The targets role belongs to both sides, so both roots change with it;
+    with no role at all the online root gets a new version and a new life.
     The old key files stay beside the new ones: a root's old keys have to sign its successor.
 
     Raises:
         ReleaseToolError: Too few old root keys, or the repository does not verify.
     """
+    own = {name for name in roles if name.startswith("media-")}
     with store.lock():
         state = store.load()
-        before = copy.deepcopy(state.root.signed)
-        root = state.root.signed
-        for name in roles:
-            spec = ROLES[name]
-            first = 1 + sum(1 for _ in desk.keys.glob(f"{name}-[0-9]*.pem"))
-            for keyid in list(root.roles[name].keyids):
-                root.revoke_key(keyid, name)
-            for key in keys.generate(desk.keys, name, spec.keys, first=first):
-                root.add_key(key, name)
-        root.version += 1
-        root.expires = desk.expires("root")
-        state.root.signatures.clear()
-        desk.add_signatures("root", state.root, before)
-        desk.add_signatures("root", state.root, root)
-        files = prepare(state, desk, changed=["targets"] if "targets" in roles else [])
-        if "snapshot" in roles and not any(name.endswith(".snapshot.json") for name in files):
-            files = _resigned_snapshot(state, desk)
-        timestamp = files.pop("timestamp.json")
-        files[f"{root.version}.root.json"] = state.root.to_bytes()
-        files["timestamp.json"] = timestamp
-        write_files(store, files)
+        made = {name: _new_keys(desk, name) for name in roles}
+        if set(roles) - own or not roles:
+            _rotate_online(store, desk, state, {name: made[name] for name in roles if name not in own})
+        if own or "targets" in made:
+            for_media = {
+                name.removeprefix("media-"): public
+                for name, public in made.items()
+                if name in own or name == "targets"
+            }
+            _rotate_media(store, desk, state, for_media)
 
 
-def _resigned_snapshot(state: State, desk: Desk) -> dict[str, bytes]:
-    return prepare_online(state, desk, renew_snapshot=True)
+def _rotate_online(store: Store, desk: Desk, state: State, made: Mapping[str, list[Key]]) -> None:
+    root = _next_root(state, desk, made)
+    files = prepare(state, desk, changed=["targets"] if "targets" in made else [])
+    if "snapshot" in made and not any(name.endswith(".snapshot.json") for name in files):
+        files = prepare_online(state, desk, renew_snapshot=True)
+    timestamp = files.pop("timestamp.json")
+    write_files(
+        store, {**files, f"{root.version}.root.json": state.root.to_bytes(), "timestamp.json": timestamp}
+    )
+
+
+def _rotate_media(store: Store, desk: Desk, state: State, made: Mapping[str, list[Key]]) -> None:
+    media = store.media.load()
+    root = _next_root(media, desk, made)
+    write_media(
+        store, state, media, desk, before_timestamp={f"{root.version}.root.json": media.root.to_bytes()}
+    )
+
+
+def _next_root(state: State, desk: Desk, made: Mapping[str, list[Key]]) -> Root:
+    """Turn the root of `state` into its successor, in memory."""
+    before = copy.deepcopy(state.root.signed)
+    root = state.root.signed
+    for name, public in made.items():
+        for keyid in list(root.roles[name].keyids):
+            root.revoke_key(keyid, name)
+        for key in public:
+            root.add_key(key, name)
+    root.version += 1
+    root.expires = desk.expires("root", side=state.side)
+    state.root.signatures.clear()
+    desk.add_signatures("root", state.root, before, side=state.side)
+    desk.add_signatures("root", state.root, root, side=state.side)
+    return root
+
+
+def _new_keys(desk: Desk, name: str) -> list[Key]:
+    first = 1 + sum(1 for _ in desk.keys.glob(f"{name}-[0-9]*.pem"))
+    return keys.generate(desk.keys, name, ROLES[name].keys, first=first)
 
 
 def _first_state(desk: Desk) -> tuple[State, dict[str, bytes]]:
@@ -113,6 +146,34 @@ def _first_state(desk: Desk) -> tuple[State, dict[str, bytes]]:
         delegated=delegated,
     )
     return state, {"1.root.json": data}
+
+
+def _first_media_state(desk: Desk, state: State) -> tuple[State, bytes]:
+    """Root 1 of the media side, over the targets of `state`: the same targets keys, everything else of its own."""
+    root = Root(version=1, expires=desk.expires("root", side=Side.MEDIA), consistent_snapshot=True)
+    for role in ("root", "snapshot", "timestamp"):
+        spec = Side.MEDIA.spec(role)
+        root.roles[role] = Role([], spec.threshold)
+        for key in keys.generate(desk.keys, spec.name, spec.keys):
+            root.add_key(key, role)
+    online = state.root.signed
+    root.roles["targets"] = Role([], online.roles["targets"].threshold)
+    for keyid in online.roles["targets"].keyids:
+        root.add_key(online.keys[keyid], "targets")
+    signed_root = Metadata(root)
+    data = desk.sign("root", signed_root, root, side=Side.MEDIA)
+    snapshot = Snapshot(expires=desk.expires("snapshot", side=Side.MEDIA))
+    timestamp = Timestamp(expires=desk.expires("timestamp", side=Side.MEDIA))
+    for draft in (snapshot, timestamp):
+        draft.version = 0
+    return State(
+        root=signed_root,
+        timestamp=Metadata(timestamp),
+        snapshot=Metadata(snapshot),
+        targets=state.targets,
+        delegated=state.delegated,
+        side=Side.MEDIA,
+    ), data
 
 
 def _delegations(desk: Desk) -> Delegations:

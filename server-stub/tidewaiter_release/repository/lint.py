@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 from tidewaiter_core.payload import STANDARD, Limits
 from tidewaiter_core.payload.fields import is_target_path
-from tuf.api.metadata import Metadata, Root, Targets
+from tuf.api.metadata import Root, Targets
 
 from tidewaiter_release.errors import ReleaseToolError
 from tidewaiter_release.repository.finding import Finding, Severity, error, warning
@@ -64,7 +63,7 @@ def _check_roots(store: Store) -> Iterator[Finding]:
 
 def _check_expiry(state: State, clock: WallClock) -> Iterator[Finding]:
     now = clock.now_utc()
-    for role, metadata in _all(state):
+    for role, metadata in state.all():
         expires = metadata.signed.expires
         left = expires - now
         lifetime = ROLES[role].lifetime if role in ROLES else timedelta(days=365)
@@ -150,7 +149,7 @@ def _check_snapshot(state: State) -> Iterator[Finding]:
 
 
 def _check_sizes(store: Store, state: State) -> Iterator[Finding]:
-    for role, metadata in _all(state):
+    for role, metadata in state.all():
         name = "timestamp.json" if role == "timestamp" else f"{metadata.signed.version}.{role}.json"
         length = len(store.read(name))
         limit = ROLES[role].limit_bytes if role in ROLES else ROLES["targets"].limit_bytes
@@ -177,13 +176,3 @@ def _matches(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(
         want in ("*", part) for part, want in zip(parts, wanted, strict=True)
     )
-
-
-def _all(state: State) -> list[tuple[str, Metadata[Any]]]:
-    return [
-        ("root", state.root),
-        ("targets", state.targets),
-        *state.delegated.items(),
-        ("snapshot", state.snapshot),
-        ("timestamp", state.timestamp),
-    ]

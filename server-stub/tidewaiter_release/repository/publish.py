@@ -18,6 +18,7 @@ from tuf.api.metadata import TargetFile
 from tidewaiter_release.build import part_name
 from tidewaiter_release.check import check_build
 from tidewaiter_release.errors import PublishedError, RepositoryError
+from tidewaiter_release.repository.media import follow_media
 from tidewaiter_release.repository.signing import Desk, commit
 from tidewaiter_release.repository.store import State, Store
 
@@ -31,6 +32,8 @@ class Published:
     digest: Sha256
     new: bool
     """False: the very same release was there already."""
+    on_media: bool
+    """Whether the media side has it too. False: its keys were not at hand; `refresh --media` where they are."""
 
 
 def publish(
@@ -48,7 +51,8 @@ def publish(
     with store.lock():
         state = store.load()
         if _is_published(state, release):
-            return Published(path=release.path, digest=release.digest, new=False)
+            on_media = follow_media(store, state, desk)
+            return Published(path=release.path, digest=release.digest, new=False, on_media=on_media)
         _check_sequence(store, state, release, limits=limits)
         signed = state.delegated["os"].signed
         targets = [_target(release.path, length=len(data), sha256=release.digest)]
@@ -57,7 +61,8 @@ def publish(
             store.place_target(build / part_name(target.path), target)
             signed.targets[target.path] = target
         commit(store, state, desk, changed=["os"])
-    return Published(path=release.path, digest=release.digest, new=True)
+        on_media = follow_media(store, state, desk)
+    return Published(path=release.path, digest=release.digest, new=True, on_media=on_media)
 
 
 def refresh(store: Store, desk: Desk) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 
 SNAPSHOT_LIMIT_BYTES = 2_000_000
 TARGETS_LIMIT_BYTES = 5_000_000
@@ -57,6 +58,43 @@ TRUST_ANCHORS = RoleSpec(
     paths=("trust/roots.json", "trust/revoked.json"),
 )
 
+# The media repository (sticks): root keys of its own, because a root signed by the keys of both would let an intruder lead
+# a device from one chain into the other; snapshot and timestamp offline, because a stick is carried for weeks.
+MEDIA_ROOT = RoleSpec(
+    name="media-root", keys=5, threshold=3, lifetime=timedelta(days=365), limit_bytes=ROOT_LIMIT_BYTES
+)
+MEDIA_SNAPSHOT = RoleSpec(
+    name="media-snapshot",
+    keys=3,
+    threshold=2,
+    lifetime=timedelta(days=90),
+    limit_bytes=SNAPSHOT_LIMIT_BYTES,
+)
+MEDIA_TIMESTAMP = RoleSpec(
+    name="media-timestamp",
+    keys=3,
+    threshold=2,
+    lifetime=timedelta(days=90),
+    limit_bytes=TIMESTAMP_LIMIT_BYTES,
+)
+
 TOP_LEVEL = (ROOT, TARGETS, SNAPSHOT, TIMESTAMP)
+MEDIA = (MEDIA_ROOT, MEDIA_SNAPSHOT, MEDIA_TIMESTAMP)
 DELEGATED = (OS, INJECTOR_FIRMWARE, SUPPORT_AUTHORITY, TRUST_ANCHORS)
-ROLES: Mapping[str, RoleSpec] = {role.name: role for role in TOP_LEVEL + DELEGATED}
+ROLES: Mapping[str, RoleSpec] = {role.name: role for role in TOP_LEVEL + DELEGATED + MEDIA}
+
+
+class Side(StrEnum):
+    """Which of the two repositories: both have the same targets and delegated metadata, each has its own root."""
+
+    ONLINE = "online"
+    MEDIA = "media"
+
+    def spec(self, role: str) -> RoleSpec:
+        """The table's row for a role of this side; raises KeyError for a role that nobody planned."""
+        return ROLES[self.desk_name(role)]
+
+    def desk_name(self, role: str) -> str:
+        """The name of a role at the desk: of its keys, its lifetime, its row in the table."""
+        own = self is Side.MEDIA and role in ("root", "snapshot", "timestamp")
+        return f"media-{role}" if own else role

@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Targets
 
 from tidewaiter_release.errors import ThresholdError
 from tidewaiter_release.repository import keys
-from tidewaiter_release.repository.roles import ROLES
+from tidewaiter_release.repository.roles import ROLES, Side
 from tidewaiter_release.repository.store import State, Store
 
 
@@ -36,12 +36,28 @@ class Desk:
     lifetimes: Mapping[str, timedelta] = field(default_factory=dict)
     """Overrides of the table, by role name."""
 
-    def expires(self, role: str) -> datetime:
-        """When metadata of this role expires if it is signed now."""
-        now = self.clock.now_utc().replace(microsecond=0)
-        return now + self.lifetimes.get(role, ROLES[role].lifetime)
+    def lifetime(self, role: str, *, side: Side = Side.ONLINE) -> timedelta:
+        """How long metadata of this role lives."""
+        name = side.desk_name(role)
+        return self.lifetimes.get(name, ROLES[name].lifetime)
 
-    def sign(self, role: str, metadata: Metadata[Any], delegator: Root | Targets) -> bytes:
+    def expires(self, role: str, *, side: Side = Side.ONLINE) -> datetime:
+        """When metadata of this role expires if it is signed now."""
+        return self.clock.now_utc().replace(microsecond=0) + self.lifetime(role, side=side)
+
+    def has_keys(self, role: str, delegator: Root | Targets, *, side: Side = Side.ONLINE) -> bool:
+        """Whether enough keys of the role are at hand.
+
+        Raises:
+            KeyFileError: A key file cannot be used.
+        """
+        wanted = delegator.get_delegated_role(role)
+        found = keys.signers(self.keys, side.desk_name(role), keyids=wanted.keyids, threshold=0)
+        return len(found) >= wanted.threshold
+
+    def sign(
+        self, role: str, metadata: Metadata[Any], delegator: Root | Targets, *, side: Side = Side.ONLINE
+    ) -> bytes:
         """The bytes of `metadata` with the signatures of every key of its role that is at hand.
 
         Raises:
@@ -49,18 +65,20 @@ class Desk:
             KeyFileError: A key file cannot be used.
         """
         metadata.signatures.clear()
-        self.add_signatures(role, metadata, delegator)
+        self.add_signatures(role, metadata, delegator, side=side)
         return metadata.to_bytes()
 
-    def add_signatures(self, role: str, metadata: Metadata[Any], delegator: Root | Targets) -> None:
+    def add_signatures(
+        self, role: str, metadata: Metadata[Any], delegator: Root | Targets, *, side: Side = Side.ONLINE
+    ) -> None:
         """Add the signatures that `delegator` asks for and check that they are enough."""
-        wanted = delegator.get_delegated_role(role)
-        for signer in keys.signers(self.keys, role, keyids=wanted.keyids, threshold=wanted.threshold):
+        wanted, name = delegator.get_delegated_role(role), side.desk_name(role)
+        for signer in keys.signers(self.keys, name, keyids=wanted.keyids, threshold=wanted.threshold):
             metadata.sign(signer, append=True)
         try:
             delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
         except UnsignedMetadataError as err:
-            raise ThresholdError(f"role {role}: {err}; nothing was published") from err
+            raise ThresholdError(f"role {name}: {err}; nothing was published") from err
 
 
 def commit(store: Store, state: State, desk: Desk, *, changed: Collection[str]) -> None:
@@ -91,18 +109,19 @@ def prepare(state: State, desk: Desk, *, changed: Collection[str]) -> dict[str, 
 
 
 def prepare_online(state: State, desk: Desk, *, renew_snapshot: bool) -> dict[str, bytes]:
-    """New timestamp and, if asked for, new snapshot."""
+    """New timestamp and, if asked for, new snapshot, of whichever side `state` is."""
     files: dict[str, bytes] = {}
+    side, root = state.side, state.root.signed
     if renew_snapshot:
         snapshot = state.snapshot.signed
         snapshot.version += 1
-        snapshot.expires = desk.expires("snapshot")
-        data = desk.sign("snapshot", state.snapshot, state.root.signed)
+        snapshot.expires = desk.expires("snapshot", side=side)
+        data = desk.sign("snapshot", state.snapshot, root, side=side)
         files[f"{snapshot.version}.snapshot.json"] = data
-        state.timestamp.signed.snapshot_meta = describe(snapshot.version, data)
+        state.timestamp.signed.snapshot_meta = describe_on(side, snapshot.version, data)
     state.timestamp.signed.version += 1
-    state.timestamp.signed.expires = desk.expires("timestamp")
-    files["timestamp.json"] = desk.sign("timestamp", state.timestamp, state.root.signed)
+    state.timestamp.signed.expires = desk.expires("timestamp", side=side)
+    files["timestamp.json"] = desk.sign("timestamp", state.timestamp, root, side=side)
     return files
 
 
@@ -117,7 +136,15 @@ def describe(version: int, data: bytes) -> MetaFile:
     return MetaFile.from_data(version, data, ["sha256"])
 
 
+def describe_on(side: Side, version: int, data: bytes) -> MetaFile:
+    """The same on the side that is asked for.
+
+    On the media side the version alone (TUF lets length and hash be absent): the offline keys of a release, its media
+    snapshot and its media timestamp then sign in one sitting, none of them waiting for the signatures of another.
+    """
+    return describe(version, data) if side is Side.ONLINE else MetaFile(version)
+
+
 def _half_spent(state: State, desk: Desk) -> bool:
     """Whether less than half of a snapshot's life is left: each refresh would otherwise leave one more file for ever."""
-    lifetime = desk.lifetimes.get("snapshot", ROLES["snapshot"].lifetime)
-    return state.snapshot.signed.expires - desk.clock.now_utc() < lifetime / 2
+    return state.snapshot.signed.expires - desk.clock.now_utc() < desk.lifetime("snapshot") / 2

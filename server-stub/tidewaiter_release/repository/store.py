@@ -1,6 +1,7 @@
 """The repository on disk: reads it only as far as it verifies, writes it so that a client never sees half of it.
 
-Layout: `metadata/{N.root,N.targets,N.<role>,N.snapshot,timestamp}.json` and hash-prefixed files under `targets/`.
+Layout: `metadata/{N.root,N.targets,N.<role>,N.snapshot,timestamp}.json` and hash-prefixed files under `targets/`;
+`media/metadata/` is the other side, with a root of its own over the same targets (update-engine.md section 5.1).
 Consistent snapshots make every file but timestamp.json immutable and newly named, so one rename publishes everything.
 A file that a crash left behind is named by nothing and is overwritten by the next attempt.
 """
@@ -13,7 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tidewaiter_core.durable import write_atomic
 from tuf.api.exceptions import RepositoryError as TufRepositoryError
@@ -29,7 +30,7 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 
 from tidewaiter_release.errors import InputError, RepositoryBusyError, RepositoryError
-from tidewaiter_release.repository.roles import MAX_ROOT_ROTATIONS
+from tidewaiter_release.repository.roles import MAX_ROOT_ROTATIONS, Side
 
 _COPY_BYTES = 2**20
 _LIMIT_BYTES = 16 * 2**20
@@ -46,9 +47,20 @@ class State:
     snapshot: Metadata[Snapshot]
     targets: Metadata[Targets]
     delegated: dict[str, Metadata[Targets]]
+    side: Side = Side.ONLINE
 
     def targets_role(self, role: str) -> Metadata[Targets]:
         return self.targets if role == "targets" else self.delegated[role]
+
+    def all(self) -> list[tuple[str, Metadata[Any]]]:
+        """Every role with its metadata, in the order in which a client reads them."""
+        return [
+            ("root", self.root),
+            ("timestamp", self.timestamp),
+            ("snapshot", self.snapshot),
+            ("targets", self.targets),
+            *self.delegated.items(),
+        ]
 
     def verify(self, role: str, metadata: Metadata[_S]) -> None:
         """Check the signatures of `metadata` against whoever delegates to `role`."""
@@ -57,12 +69,18 @@ class State:
 
 
 class Store:
-    """One repository directory."""
+    """One repository directory, seen from one of its two sides."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, side: Side = Side.ONLINE) -> None:
         self.directory = directory
-        self.metadata = directory / "metadata"
+        self.side = side
+        self.metadata = directory / ("metadata" if side is Side.ONLINE else "media/metadata")
         self.targets = directory / "targets"
+
+    @property
+    def media(self) -> Store:
+        """The side that sticks are made from."""
+        return Store(self.directory, side=Side.MEDIA)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -124,7 +142,14 @@ class Store:
             metadata = self._named(role, snapshot.signed.meta[f"{role}.json"], Targets)
             targets.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
             delegated[role] = metadata
-        return State(root=root, timestamp=timestamp, snapshot=snapshot, targets=targets, delegated=delegated)
+        return State(
+            root=root,
+            timestamp=timestamp,
+            snapshot=snapshot,
+            targets=targets,
+            delegated=delegated,
+            side=self.side,
+        )
 
     def roots(self) -> list[Metadata[Root]]:
         """Every root from 1 on, each verified by itself and by the one before.
@@ -154,6 +179,10 @@ class Store:
         """Where the file of a target lies: with its hash before its name."""
         directory, _, name = target.path.rpartition("/")
         return self.targets / directory / f"{target.hashes['sha256']}.{name}"
+
+    def relative_path(self, target: TargetFile) -> Path:
+        """The same below the folder of the targets, which every mirror and medium shares."""
+        return self.target_path(target).relative_to(self.targets)
 
     def place_target(self, source: Path, target: TargetFile) -> None:
         """Copy a file to its place, whole or not at all; its content was checked and is checked again.
