@@ -20,11 +20,11 @@ NAME = "directory:/media/stick"
 
 @pytest.fixture
 def stick(tmp_path: Path) -> Path:
-    top = tmp_path / "stick"
-    (top / "TIDEWAITER/targets/releases/p/1").mkdir(parents=True)
-    (top / "TIDEWAITER/metadata").mkdir()
-    (top / "TIDEWAITER/metadata/timestamp.json").write_bytes(b"{}")
-    (top / "TIDEWAITER/targets/releases/p/1/pack").write_bytes(BYTES)
+    top = tmp_path / "stick/TIDEWAITER"
+    (top / "targets/releases/p/1").mkdir(parents=True)
+    (top / "metadata").mkdir()
+    (top / "metadata/timestamp.json").write_bytes(b"{}")
+    (top / "targets/releases/p/1/pack").write_bytes(BYTES)
     return top
 
 
@@ -54,13 +54,13 @@ def test_a_span_of_a_file_is_exactly_the_bytes_asked_for(stick: Path) -> None:
 
 def test_metadata_is_read_to_one_byte_above_its_limit(stick: Path) -> None:
     source = opened(stick)
-    (stick / "TIDEWAITER/metadata/1.root.json").write_bytes(BYTES)
+    (stick / "metadata/1.root.json").write_bytes(BYTES)
     assert b"".join(source.metadata("timestamp.json", 100)) == b"{}"
     assert b"".join(source.metadata("1.root.json", 1000)) == BYTES[:1001]
 
 
 def test_a_file_of_a_million_gigabytes_costs_only_what_was_asked_for(stick: Path) -> None:
-    os.truncate(stick / f"TIDEWAITER/targets/{PACK}", 2**40)
+    os.truncate(stick / f"targets/{PACK}", 2**40)
     assert sum(map(len, opened(stick).span(PACK, 2**39, 4096))) == 4096
 
 
@@ -114,7 +114,7 @@ def test_hostile_stick_with_links_and_long_names_is_refused(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "secret").write_bytes(BYTES)
-    place = stick / "TIDEWAITER/targets" / PACK
+    place = stick / "targets" / PACK
     place.unlink()
     made(place, elsewhere)
     source = opened(stick)
@@ -141,16 +141,16 @@ def test_hostile_names_are_not_looked_up(stick: Path, path: str) -> None:
 @pytest.mark.privileged
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a device")
 def test_a_device_in_place_of_a_file_is_not_opened(stick: Path) -> None:
-    place = stick / "TIDEWAITER/targets" / PACK
+    place = stick / "targets" / PACK
     place.unlink()
     os.mknod(place, 0o666 | 0o020000, os.makedev(1, 5))
     err = refused(opened(stick))
     assert (err.code, "a device" in str(err)) == ("source.path", True)
 
 
-def test_a_stick_whose_top_folder_is_a_link_is_refused(stick: Path, tmp_path: Path) -> None:
-    (stick / "TIDEWAITER").rename(tmp_path / "real")
-    (stick / "TIDEWAITER").symlink_to(tmp_path / "real")
+def test_a_stick_whose_targets_folder_is_a_link_is_refused(stick: Path, tmp_path: Path) -> None:
+    (stick / "targets").rename(tmp_path / "real")
+    (stick / "targets").symlink_to(tmp_path / "real")
     assert refused(opened(stick)).code == "source.path"
 
 
@@ -173,7 +173,7 @@ def test_a_stick_that_is_there_is_present(stick: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_tells_how_to_mount(stick: Path) -> None:
-    (stick / f"TIDEWAITER/targets/{PACK}").chmod(0)
+    (stick / f"targets/{PACK}").chmod(0)
     assert "mount the medium so that every user may read" in str(refused(opened(stick)))
 
 
@@ -182,7 +182,7 @@ def test_no_descriptor_is_left_open(stick: Path) -> None:
     source = opened(stick)
     list(source.span(PACK, 0, 10))
     refused(source, "releases/p/9/pack")
-    (stick / "TIDEWAITER/targets/link").symlink_to("releases")
+    (stick / "targets/link").symlink_to("releases")
     refused(source, "link/p/1/pack")
     del source
     assert descriptors() == before

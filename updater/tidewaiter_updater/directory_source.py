@@ -10,7 +10,8 @@ Invariants:
    that it cannot read any more, so that answer counts only while the medium itself can be read.
 5. As for the relay, nothing here decides what is genuine.
 
-Layout: `TIDEWAITER/metadata` and `TIDEWAITER/targets`, an ordinary TUF repository. Source: update-engine.md sections 6 and 14.
+The directory holds `metadata` and `targets`, an ordinary TUF repository; on a stick it is called TIDEWAITER.
+Source: update-engine.md sections 6 and 14.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from typing import Final
 from tidewaiter_updater.errors import SourceError, SourceRefusedError
 from tidewaiter_updater.sources import SPAN_LIMIT_BYTES, checked_path
 
-FOLDER: Final = "TIDEWAITER"
 PROBE: Final = "metadata/timestamp.json"
 _READ_BYTES: Final = 256 * 1024
 _FOLDER_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,7 +46,7 @@ class DirectorySource:
     def __init__(self, descriptor: int, *, name: str = "medium") -> None:
         """
         Args:
-            descriptor: An open directory that holds TIDEWAITER; from here on this object's.
+            descriptor: An open directory that holds metadata and targets; from here on this object's.
             name: For messages.
         """
         self.descriptor = descriptor
@@ -96,7 +96,7 @@ class DirectorySource:
         """
         if not self._is_present():
             raise SourceError(
-                f"{self._name}: {FOLDER}/{PROBE} cannot be read; the medium was removed, or it is no update medium",
+                f"{self._name}: {PROBE} cannot be read; the medium was removed, or it is no update medium",
                 code="source.vanished",
             )
 
@@ -126,7 +126,7 @@ class DirectorySource:
 
     @contextmanager
     def _chain(self, path: str) -> Iterator[tuple[int, int]]:
-        *folders, name = (FOLDER, *path.split("/"))
+        *folders, name = path.split("/")
         folder = os.dup(self.descriptor)
         try:
             for segment in folders:
