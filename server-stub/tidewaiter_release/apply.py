@@ -17,7 +17,7 @@ from typing import TextIO
 from tidewaiter_core.payload import STANDARD, Limits, PatchHeader, PatchReader
 from tidewaiter_core.payload.components import PATCH_HEADER_BYTES
 from tidewaiter_core.payload.errors import PayloadChunkError, PayloadLengthError
-from tidewaiter_core.payload.patchapply import BlockSource, ChunkAssembler, Room, SegmentDecoder
+from tidewaiter_core.payload.patchapply import BlockSource, ChunkAssembler, Literals, Room, SegmentDecoder
 from tidewaiter_core.payload.patchfile import HASH_BYTES, parse_patch_header
 
 from tidewaiter_release.errors import BuildMismatchError, InputError
@@ -161,7 +161,7 @@ class _Application:
             progress.update(offset + len(data))
         progress.finish()
 
-    def _literals(self, decoder: SegmentDecoder, number: int) -> memoryview:
+    def _literals(self, decoder: SegmentDecoder, number: int) -> Literals:
         segment = self._reader.segment(number)
         what = f"{self._source.name}: segment {number}"
         stored = self._source.read(segment.offset, segment.stored_bytes)

@@ -35,6 +35,8 @@ from tidewaiter_release.progress import Progress
 
 _MAP_WINDOW_LOG = 18
 """The map is decoded beside a segment: its window is extra memory on the device."""
+_LEAST_VOTES = 5
+"""Of a full segment, for a region: by measurement a third fewer regions, and patches half a percent smaller."""
 _IN_FLIGHT_PER_WORKER = 2
 _COPY_BYTES = 1024 * 1024
 
@@ -179,7 +181,9 @@ class _Encoder:
         size = self._limits.region_bytes
         per_region = size // self._limits.block_bytes
         likely = [block // per_region for block in guesses]
-        regions = index.best(data, likely, most=self._limits.max_regions)
+        # In proportion: a segment of one block has a dozen votes in all.
+        least = _LEAST_VOTES * len(data) / self._limits.segment_bytes
+        regions = index.best(data, likely, most=self._limits.max_regions, least=least)
         prefix = b"".join(self._old.read(region * size, size) for region in regions)
         frame = zstd.compress_behind(data, prefix, level=self._level, window_log=self._limits.window_log)
         return _Frame(frame, regions)

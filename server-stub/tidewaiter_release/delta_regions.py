@@ -38,11 +38,14 @@ class RegionIndex:
     bits: int
     whole_regions: int
 
-    def best(self, data: bytes, guesses: Sequence[int] = (), *, most: int) -> tuple[int, ...]:
+    def best(
+        self, data: bytes, guesses: Sequence[int] = (), *, most: int, least: float = 0.0
+    ) -> tuple[int, ...]:
         """The up to `most` regions that share most with `data`, ascending.
 
         Args:
             guesses: Regions that are likely for another reason; each has the weight of one rare value.
+            least: Regions with fewer votes are left out: reading them costs a device more than they save.
         """
         votes = np.zeros(self.whole_regions)
         wanted = np.unique(sample(data, bits=self.bits)[0])
@@ -60,7 +63,7 @@ class RegionIndex:
         if likely:
             votes += np.bincount(np.array(likely), minlength=self.whole_regions)
         ranked = np.lexsort((np.arange(len(votes)), -votes))[:most]
-        return tuple(sorted(int(region) for region in ranked if votes[region] > 0))
+        return tuple(sorted(int(region) for region in ranked if votes[region] > max(0.0, least)))
 
 
 def index_regions(image: ImageFile, *, progress: Callable[[int], None] = lambda done: None) -> RegionIndex:

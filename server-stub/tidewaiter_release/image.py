@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +85,11 @@ class ImageFile:
             part = buffer[done : done + _WINDOW_BYTES]
             part[:] = self.read(offset + done, len(part))
             done += len(part)
+
+    def read_many(self, parts: Sequence[tuple[memoryview, int]]) -> None:
+        """Fill each buffer from its offset."""
+        for buffer, offset in parts:
+            self.read_into(buffer, offset)
 
     def windows(self) -> Iterator[bytes]:
         """The image from front to back in pieces of 1 MiB, a whole number of chunks each."""

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tidewaiter_core.payload import Limits, PatchReader
 from tidewaiter_core.payload.errors import PayloadError
 from tidewaiter_core.payload.patch import Kind
-from tidewaiter_core.payload.patchapply import ChunkAssembler, SegmentDecoder, needed_segments
+from tidewaiter_core.payload.patchapply import ChunkAssembler, Literals, SegmentDecoder, needed_segments
 from tidewaiter_core.payload.patchhashes import decode_hashes, encode_hashes
 from tidewaiter_core.payload.patchmap import MapEncoder, encode_number
 from tidewaiter_release.zstd import ZstdCodec
@@ -46,6 +46,10 @@ class Memory:
         self.reads.append((offset, len(buffer)))
         buffer[:] = self.image[offset : offset + len(buffer)]
 
+    def read_many(self, parts: Sequence[tuple[memoryview, int]]) -> None:
+        for buffer, offset in parts:
+            self.read_into(buffer, offset)
+
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyPatch:
@@ -67,7 +71,7 @@ def applied(
     new = bytearray(reader.header.new_bytes)
     decoder = SegmentDecoder(reader, CODEC, Memory(old))
 
-    def literals(number: int) -> memoryview:
+    def literals(number: int) -> Literals:
         if loaded is not None:
             loaded.append(number)
         segment = reader.segment(number)
@@ -131,7 +135,8 @@ def test_wrong_prefix_output_has_the_right_length_and_another_hash(toy: ToyPatch
     decoder = SegmentDecoder(reader, CODEC, Memory(old))
     segment = next(one for one in reader.segments() if one.region_count)
     stored = toy.data[segment.offset : segment.offset + segment.stored_bytes]
-    assert len(decoder.decode(segment, stored, what="test")) == segment.literal_bytes
+    out = memoryview(bytearray(segment.literal_bytes))
+    decoder.decode(segment, stored, what="test").take(out, 0)
     assert applied(reader, toy.data, old) != toy.new
 
 
@@ -153,7 +158,7 @@ def test_chunks_cannot_be_assembled_backwards(toy: ToyPatch) -> None:
         toy.reader.runs(CODEC),
         old=Memory(toy.old),
         new=Memory(toy.new),
-        literals=lambda number: memoryview(bytes(TOY.segment_bytes)),
+        literals=lambda number: Literals(iter([bytes(TOY.segment_bytes)]), TOY.segment_bytes),
     )
     assembler.assemble(2, memoryview(bytearray(CHUNK)))
     with pytest.raises(ValueError, match="ascending"):

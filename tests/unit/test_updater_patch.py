@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +22,7 @@ from tidewaiter_release.zstd import compress_behind
 from tidewaiter_updater.errors import BudgetError, SourceError, SourceRefusedError
 from tidewaiter_updater.health import NeverControl
 from tidewaiter_updater.index_store import IndexStore
+from tidewaiter_updater.medium import Medium, SystemMedia
 from tidewaiter_updater.model import SlotRecord, TransferProgress
 from tidewaiter_updater.ports import Notice
 from tidewaiter_updater.readback import IndexTable
@@ -63,6 +66,46 @@ def new(tmp_path_factory: pytest.TempPathFactory, old: Packed) -> Packed:
     return with_patch(packed(new_image(old.image), folder, version="2.0"), old, folder / "patch")
 
 
+class WornMedium:
+    """A slot opened for reading, a part of which cannot be read any more."""
+
+    zeroes_ranges = False
+
+    def __init__(self, whole: Medium, worn: tuple[int, int]) -> None:
+        self._whole, self._worn = whole, worn
+        self.name, self.size_bytes = whole.name, whole.size_bytes
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        if offset < self._worn[1] and self._worn[0] < offset + len(buffer):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self._whole.read(buffer, offset)
+
+    def write(self, buffer: memoryview, offset: int) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def zero(self, offset: int, length: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def sync(self) -> None:
+        """Nothing was written."""
+
+    def reopen(self) -> Medium:
+        return WornMedium(self._whole.reopen(), self._worn)
+
+    def close(self) -> None:
+        self._whole.close()
+
+
+class WornMedia(SystemMedia):
+    """Slots that are files; set `worn` to what cannot be read of one that is opened for reading: from, to."""
+
+    worn = (0, 0)
+
+    def open(self, path: Path, *, writable: bool) -> Medium:
+        medium = super().open(path, writable=writable)
+        return medium if writable else WornMedium(medium, self.worn)
+
+
 class Bench:
     """Slot A runs the old image and is recorded to; slot B is to take the new one."""
 
@@ -79,8 +122,10 @@ class Bench:
         self.reports: list[TransferProgress] = []
         self.notices: list[Notice] = []
         self.on_notice: Callable[[Notice], None] = self.notices.append
+        self.media = WornMedia()
         self.slots = DeviceSlots(
             self.paths,
+            media=self.media,
             store=self.store,
             records=lambda: self.records,
             source_for=lambda name, control: self.source,
@@ -259,6 +304,19 @@ def test_a_chunk_of_a_damaged_running_slot_comes_from_the_pack_and_is_reported_o
     assert result.by_source.pack == CHUNK_BYTES
     (notice,) = bench.notices
     assert notice.code == "slot.active-differs" and notice.text.startswith("1 chunks")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "from_pack"), [(15, 2), (4, 6)], ids=["copied_into_two_chunks", "in_the_prefix_of_all_literals"]
+)
+def test_a_running_slot_that_cannot_be_read_costs_chunks_and_not_the_update(
+    bench: Bench, chunk: int, from_pack: int
+) -> None:
+    bench.media.worn = (chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES)
+    result = bench.write()
+    assert bench.content == bench.new.image
+    assert result.by_source.pack == from_pack * CHUNK_BYTES
+    assert [notice.code for notice in bench.notices] == ["slot.active-differs"]
 
 
 def test_wrong_prefix_output_is_never_written(bench: Bench) -> None:

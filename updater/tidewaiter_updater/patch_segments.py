@@ -10,19 +10,23 @@ import contextlib
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from tidewaiter_core.payload.patch import PatchReader, Segment
 
 from tidewaiter_updater.errors import RouteClosedError
 from tidewaiter_updater.fetcher import Fetcher
-from tidewaiter_updater.plan import GAP_LIMIT_BYTES, SPAN_BYTES, Span
+from tidewaiter_updater.plan import GAP_LIMIT_BYTES, Span
 from tidewaiter_updater.sources import SPAN_LIMIT_BYTES, Source
 from tidewaiter_updater.stage import Control
 from tidewaiter_updater.supply import Meter
 
+_SPAN_BYTES: Final = 1024 * 1024
+"""Half of what a pack is fetched by: a prefix needs the memory, and most segments are smaller."""
+
 
 def segment_spans(
-    segments: Iterable[Segment], *, span_bytes: int = SPAN_BYTES, gap_bytes: int = GAP_LIMIT_BYTES
+    segments: Iterable[Segment], *, span_bytes: int = _SPAN_BYTES, gap_bytes: int = GAP_LIMIT_BYTES
 ) -> Iterator[Span]:
     """The requests that bring segments, in file order: a long run of them is cut anywhere, a short gap is fetched, too."""
     start = end = 0

@@ -23,11 +23,12 @@ from tidewaiter_core.payload.components import PatchRef
 from tidewaiter_core.payload.patch import PatchReader, require_patch_match
 from tidewaiter_core.payload.release import SlotComponent
 
+from tidewaiter_updater.copy_supply import CopySupply
 from tidewaiter_updater.device import SlotDevice
 from tidewaiter_updater.errors import BudgetError, RouteClosedError, SourceError, SourceRefusedError
 from tidewaiter_updater.index_store import HashTable, IndexStore
 from tidewaiter_updater.pack_fallback import PackFallback
-from tidewaiter_updater.patch import CopySupply, PatchSupply
+from tidewaiter_updater.patch import PatchSupply
 from tidewaiter_updater.plan import ChunkHashes
 from tidewaiter_updater.ports import Notice, Notify, Report
 from tidewaiter_updater.readback import intact_chunks

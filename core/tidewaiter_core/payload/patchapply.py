@@ -1,9 +1,10 @@
 """Applies a patch chunk by chunk with one segment and one prefix in memory: on the device and in `tidewaiter-release apply`.
 
-The caller owns every descriptor, thread and decision; this module owns the memory: one mapping for the prefix, one for the
-literals of a segment, both given back to the system when they are not needed. Traps it avoids (update-engine.md section 7):
-a variable that still names the previous decoder keeps its prefix and window (12 MiB); a joined list of regions doubles the
-prefix; a decoder that is fed the whole segment at once keeps a copy of what it has not consumed.
+The caller owns every descriptor, thread and decision; this module owns the memory: one mapping for the prefix, given back to the
+system while nobody needs it, and one decoder. Literals are used in the order in which they are decoded, so they are decoded as
+they are used and never kept. Traps this avoids (update-engine.md section 7): a variable that still names the previous decoder
+keeps its prefix and window (12 MiB); a joined list of regions doubles the prefix; a decoder that is fed the whole segment at once
+keeps a copy of what it has not consumed.
 
 What comes out is unproven: a wrong old image or prefix gives garbage of the right length. The caller hashes each chunk.
 """
@@ -11,10 +12,10 @@ What comes out is unproven: a wrong old image or prefix gives garbage of the rig
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from tidewaiter_core.payload.errors import PayloadLimitError
+from tidewaiter_core.payload.errors import PayloadFrameError, PayloadLimitError
 from tidewaiter_core.payload.frame import Codec, check_frame_header, decode_frame, in_pieces
 from tidewaiter_core.payload.patch import PatchReader
 from tidewaiter_core.payload.patchfile import Segment
@@ -26,6 +27,13 @@ class BlockSource(Protocol):
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer`, whose length is a multiple of the block size, from byte `offset`."""
+
+
+class OldSource(BlockSource, Protocol):
+    """The old image: regions of it are read many at a time."""
+
+    def read_many(self, parts: Sequence[tuple[memoryview, int]]) -> None:
+        """Fill each buffer from its offset; none is touched any more when this returns or raises."""
 
 
 class Room:
@@ -44,18 +52,55 @@ class Room:
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
-class SegmentDecoder:
-    """Turns stored segments into literal blocks, one at a time."""
+class Literals:
+    """The literal blocks of one segment, decoded as they are taken."""
 
-    def __init__(self, reader: PatchReader, codec: Codec, old: BlockSource) -> None:
+    def __init__(self, pieces: Iterator[bytes], literal_bytes: int) -> None:
+        self._pieces = pieces
+        self._literal_bytes = literal_bytes
+        self._piece = b""
+        self._at = 0
+        """Where the piece in hand begins."""
+
+    def take(self, out: memoryview, offset: int) -> None:
+        """Fill `out` from byte `offset` of the segment; offsets never go back.
+
+        Raises:
+            PayloadFrameError: The segment is no frame of its length.
+        """
+        done = 0
+        while done < len(out):
+            start = offset + done - self._at
+            if start >= len(self._piece):
+                self._at += len(self._piece)
+                self._piece = self._following()
+                continue
+            part = self._piece[start : start + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+        if offset + done == self._literal_bytes:
+            next(self._pieces, None)  # looks at the end of the frame
+
+    def _following(self) -> bytes:
+        piece = next(self._pieces, None)
+        if piece is None:
+            raise PayloadFrameError(
+                f"patch: a literal behind the {self._literal_bytes} bytes of its segment, or after it failed; not used"
+            )
+        return piece
+
+
+class SegmentDecoder:
+    """Turns stored segments into literal blocks, one segment at a time."""
+
+    def __init__(self, reader: PatchReader, codec: Codec, old: OldSource) -> None:
         self._reader = reader
         self._codec = codec
         self._old = old
         self._prefix = Room(1 << reader.limits.prefix_log)
-        self._literals = Room(reader.limits.segment_bytes)
 
-    def decode(self, segment: Segment, stored: bytes | memoryview, *, what: str) -> memoryview:
-        """The literals of a segment, valid until the next call.
+    def decode(self, segment: Segment, stored: bytes | memoryview, *, what: str) -> Literals:
+        """The literals of a segment. Drop those of the segment before it first: they hold its decoder.
 
         Args:
             stored: Its bytes, whose hash was proven.
@@ -64,30 +109,26 @@ class SegmentDecoder:
             PayloadError: The segment is no frame of its length. A wrong prefix raises nothing.
             Exception: Whatever `old` raises.
         """
-        self._literals.give_back()
         check_frame_header(stored[:18], raw_bytes=segment.literal_bytes, what=what)
-        out = self._literals.view(segment.literal_bytes)
-        at = 0
-        prefix = self._gather(self._reader.regions(segment))
+        prefix = self._gathered(self._reader.regions(segment))
         decoder = self._codec.decompressor(window_log_max=self._reader.limits.window_log, prefix=prefix)
         self._prefix.give_back()  # the decoder has a copy of its own
-        for piece in decode_frame(
+        pieces = decode_frame(
             decoder, in_pieces(stored), raw_bytes=segment.literal_bytes, error=self._codec.error, what=what
-        ):
-            out[at : at + len(piece)] = piece
-            at += len(piece)
-        return out
+        )
+        return Literals(pieces, segment.literal_bytes)
 
-    def _gather(self, regions: tuple[int, ...]) -> memoryview | None:
+    def _gathered(self, regions: tuple[int, ...]) -> memoryview | None:
         """The regions of the old image, one behind the other; neighbors are read together."""
         size = self._reader.limits.region_bytes
         view = self._prefix.view(len(regions) * size)
+        parts: list[tuple[memoryview, int]] = []
         first = 0
         for number in range(1, len(regions) + 1):
-            if number < len(regions) and regions[number] == regions[number - 1] + 1:
-                continue
-            self._old.read_into(view[first * size : number * size], regions[first] * size)
-            first = number
+            if number == len(regions) or regions[number] != regions[number - 1] + 1:
+                parts.append((view[first * size : number * size], regions[first] * size))
+                first = number
+        self._old.read_many(parts)
         return view if regions else None
 
 
@@ -101,13 +142,13 @@ class ChunkAssembler:
         *,
         old: BlockSource,
         new: BlockSource,
-        literals: Callable[[int], memoryview],
+        literals: Callable[[int], Literals],
     ) -> None:
         """
         Args:
             runs: `reader.runs(...)`, from the beginning.
             new: The new image as far as it was assembled: read only at blocks before the chunk in hand.
-            literals: The decoded bytes of a segment by its number; asked in ascending order.
+            literals: Those of a segment by its number; asked in ascending order, after those before were dropped.
         """
         self._reader = reader
         self._block = reader.limits.block_bytes
@@ -118,7 +159,7 @@ class ChunkAssembler:
         self._run = Run(Kind.ZERO, 0, 0, 0)
         self._segment = -1
         self._segment_start = self._segment_end = 0
-        self._segment_data: memoryview | None = None
+        self._literals: Literals | None = None
         self.took_literals = False
         """Whether the latest chunk has blocks that the old image does not have."""
 
@@ -186,26 +227,23 @@ class ChunkAssembler:
             target, source, left = target + count, source + count, left - count
 
     def _copy_literals(self, out: memoryview, literal: int) -> None:
-        done = 0
-        while done < len(out):
-            data = self._segment_with(literal)
-            at = (literal - self._segment_start) * self._block
-            part = data[at : at + len(out) - done]
-            out[done : done + len(part)] = part
-            done += len(part)
-            literal += len(part) // self._block
+        while out:
+            segment = self._segment_with(literal)
+            count = min(len(out) // self._block, self._segment_end - literal)
+            segment.take(out[: count * self._block], (literal - self._segment_start) * self._block)
+            out, literal = out[count * self._block :], literal + count
 
-    def _segment_with(self, literal: int) -> memoryview:
+    def _segment_with(self, literal: int) -> Literals:
         """The segment that holds a literal block; those before it are passed without being loaded."""
         while literal >= self._segment_end:
             self._segment += 1
-            self._segment_data = None
+            self._literals = None
             self._segment_start = self._segment_end
             length = self._reader.segment(self._segment).literal_bytes
             self._segment_end += length // self._block
-        if self._segment_data is None:
-            self._segment_data = self._load(self._segment)
-        return self._segment_data
+        if self._literals is None:
+            self._literals = self._load(self._segment)
+        return self._literals
 
 
 def needed_segments(
