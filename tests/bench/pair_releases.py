@@ -45,12 +45,19 @@ def built(pair: Pair, directory: Path = DIRECTORY) -> BuiltPair:
     release = BuiltPair(
         pair=pair, old=directory / f"release.{pair.fs}.old", new=directory / f"release.{pair.fs}.new"
     )
-    _build(pair.old, release.old, sequence=1)
-    _build(pair.new, release.new, sequence=2, patch_from=release.old)
+    build(pair.old, release.old, sequence=1)
+    build(pair.new, release.new, sequence=2, patch_from=release.old)
     return release
 
 
-def _build(image: Path, out: Path, *, sequence: int, patch_from: Path | None = None) -> None:
+def build(
+    image: Path, out: Path, *, sequence: int, patch_from: Path | None = None, level: int | None = None
+) -> None:
+    """A release of `image` in `out`, if it is not there yet.
+
+    Args:
+        level: zstd level of the pack; None: the one to publish with.
+    """
     if out.is_dir():
         return
     print(f"{out.name}: tidewaiter-release build, with what it takes to publish", flush=True)
@@ -62,6 +69,8 @@ def _build(image: Path, out: Path, *, sequence: int, patch_from: Path | None = N
     ]  # fmt: skip
     if patch_from is not None:
         command += ["--patch-from", str(patch_from)]
+    if level is not None:
+        command += ["--level", str(level)]
     subprocess.run(command, check=True)
     made.replace(out)
 
