@@ -277,7 +277,9 @@ class Updater:
     floor_file: Path = image(
         Path("/usr/lib/tidewaiter/floor.json"), "Lowest version and time this image accepts."
     )
-    media_root: Path | None = image(None, 'Where update media are mounted, "" = no media.')
+    media_root: Path | None = image(
+        None, 'First trusted root of the media repository (sticks), "" = no updates from media.'
+    )
     idle_exit_s: int = image(
         300, "Ends when there was nothing to do for so long, 0 = never.", low=0, high=DAY_S
     )

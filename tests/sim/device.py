@@ -40,6 +40,7 @@ from tidewaiter_updater.model import (
 )
 from tidewaiter_updater.ports import Control, Notice, Notify, Ports, Report
 from tidewaiter_updater.transaction import Site
+from tidewaiter_updater.trust_wire import Listed
 
 from tests.sim.boot import BootScript
 from tests.sim.clock import FakeClock
@@ -396,13 +397,24 @@ class ToyTrust:
     """A repository that signs what was published."""
 
     def __init__(self) -> None:
-        self.releases: dict[str, bytes] = {}
+        self.documents: dict[str, bytes] = {}
+        """Releases and permits by target path."""
         self.error: Exception | None = None
 
     def check(self, source: str, release_path: str) -> bytes:
         if self.error is not None:
             raise self.error
-        return self.releases[release_path]
+        return self.documents[release_path]
+
+    def permit(self, source: str, permit_path: str) -> bytes | None:
+        return self.documents.get(permit_path)
+
+    def releases(self, source: str, product: str) -> tuple[Listed, ...]:
+        return tuple(
+            Listed(path=path, sha256=Sha256.of(data))
+            for path, data in self.documents.items()
+            if path.startswith(f"releases/{product}/")
+        )
 
 
 class ToyHealth:
@@ -484,7 +496,7 @@ class Device:
             built_utc=FIRST_BUILT_UTC,
             hw=(HW,),
         )
-        self.trust.releases[release.path] = data
+        self.trust.documents[release.path] = data
         return Made(data=data, release=release, image=image)
 
     # --- power ---

@@ -10,7 +10,7 @@ from tidewaiter_core.errors import StateError
 from tidewaiter_updater.errors import TrustError
 from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.model import FloorValues
-from tidewaiter_updater.trust_wire import RoleFloor, Versions, require_not_below
+from tidewaiter_updater.trust_versions import RoleFloor, Versions, require_not_below
 
 BUILT = datetime(2026, 3, 1, tzinfo=UTC)
 

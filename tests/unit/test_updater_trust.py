@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tidewaiter_core.clock import SystemClock
+from tidewaiter_core.clock import SystemClock, format_utc
 from tidewaiter_core.durable import InstanceLock
 from tidewaiter_core.errors import SecondInstanceError, TidewaiterError
 from tidewaiter_core.model import Sha256
+from tidewaiter_release.repository import export, renew_media
+from tidewaiter_updater.directory_source import DirectorySource
 from tidewaiter_updater.errors import SourceError, TrustError
 from tidewaiter_updater.floor import FloorStore
+from tidewaiter_updater.media_bay import MediaBay
+from tidewaiter_updater.model import FloorValues
 from tidewaiter_updater.sources import Patience, RelaySource
-from tidewaiter_updater.trust import Session
 from tidewaiter_updater.trust_call import TrustSession
-from tidewaiter_updater.trust_wire import RoleFloor, Verified
+from tidewaiter_updater.trust_session import verify
+from tidewaiter_updater.trust_tuf import TufSession
+from tidewaiter_updater.trust_versions import RoleFloor
+from tidewaiter_updater.trust_wire import Repository, Subject, Verified
 
 from tests.sim.relay import Answer, Ask, Relay, relaying
 from tests.sim.repository import MadeRelease, TestRepository
 
 IMAGE = b"\7" * 4096 * 20
+STICK = "directory:/media/stick"
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -41,7 +51,7 @@ class Device:
 
     @property
     def metadata(self) -> Path:
-        return self.state / "tuf" / "relay"
+        return self.state / "tuf" / "online"
 
     def session(self, path: str, *, now: datetime | None = None) -> Verified:
         source = RelaySource(
@@ -50,29 +60,35 @@ class Device:
             patience=Patience(backoff_base_s=0.001, backoff_cap_s=0.002),
         )
         trusted_now = now or self.floors.trusted_now(SystemClock())
-        session = Session(source, metadata_dir=self.metadata, root=self.root, trusted_now=trusted_now)
-        verified = session.verify(path, self.floors.versions("relay"))
-        self.floors.record_session("relay", verified.versions, proven_utc=verified.proven_utc)
+        session = TufSession(
+            source,
+            metadata_dir=self.metadata,
+            root=self.root,
+            trusted_now=trusted_now,
+            floors=self.floors.versions("online"),
+        )
+        verified = verify(session, Subject.RELEASE, path)
+        self.floors.record_session("online", verified.versions, proven_utc=verified.proven_utc)
         return verified
 
     def code(self, path: str, *, now: datetime | None = None) -> str:
         """How a session that must fail ends; it must not move a floor."""
-        before = self.floors.versions("relay")
+        before = self.floors.versions("online")
         with pytest.raises(TidewaiterError) as caught:
             self.session(path, now=now)
-        assert self.floors.versions("relay") == before
+        assert self.floors.versions("online") == before
         assert isinstance(caught.value, TrustError | SourceError)
         return caught.value.code
 
     def child(self, **more: object) -> TrustSession:
-        return TrustSession(
-            state_dir=self.state,
-            root_file=self.state / "root.json",
-            relay_socket=self.relay.socket_path,
-            floors=self.floors,
-            clock=SystemClock(),
-            **more,  # type: ignore[arg-type]
-        )
+        fields: dict[str, Any] = {
+            "state_dir": self.state,
+            "roots": {Repository.ONLINE: self.state / "root.json"},
+            "relay_socket": self.relay.socket_path,
+            "floors": self.floors,
+            "clock": SystemClock(),
+        }
+        return TrustSession(**fields | more)
 
 
 @pytest.fixture
@@ -96,7 +112,7 @@ def test_the_child_returns_the_signed_release_and_raises_the_floors(
 ) -> None:
     data = device.child().check("relay", made.path)
     assert Sha256.of(data) == made.digest
-    versions = FloorStore(device.state / "floor.json").versions("relay")
+    versions = FloorStore(device.state / "floor.json").versions("online")
     assert set(versions) >= {"root", "timestamp", "snapshot", "targets", "os", "injector-firmware"}
     assert device.floors.effective().time_utc == "2026-01-01T00:00:00.000Z"
 
@@ -118,7 +134,7 @@ def test_a_child_that_does_not_answer_soundly_changes_no_floor(
     session = device.child(command=("/bin/sh", "-c", script))
     with pytest.raises(TrustError) as caught:
         session.check("relay", made.path)
-    assert (caught.value.code, device.floors.versions("relay")) == ("trust.child", {})
+    assert (caught.value.code, device.floors.versions("online")) == ("trust.child", {})
 
 
 def test_child_killed_at_every_reply_byte_changes_no_floor(device: Device, made: MadeRelease) -> None:
@@ -129,7 +145,7 @@ def test_child_killed_at_every_reply_byte_changes_no_floor(device: Device, made:
         command = ("/bin/sh", "-c", f"head -c {size} {device.state}/reply; kill -9 $$")
         with pytest.raises(TrustError):
             device.child(command=command).check("relay", made.path)
-    assert device.floors.versions("relay") == {}
+    assert device.floors.versions("online") == {}
     assert not (device.state / "fresh.json").exists()
 
 
@@ -200,14 +216,14 @@ def test_rotated_timestamp_key_restarts_the_version_floors(
     for _ in range(3):
         repository.refresh()
     device.session(made.path)
-    high = device.floors.versions("relay")["timestamp"]
+    high = device.floors.versions("online")["timestamp"]
     repository.rotate_root("timestamp")
     lowered = repository.file_of_role("timestamp")
     assert json.loads(lowered.read_bytes())["signed"]["version"] >= 1
     device.session(made.path)
-    found = device.floors.versions("relay")["timestamp"]
+    found = device.floors.versions("online")["timestamp"]
     assert found.keys != high.keys
-    assert device.floors.versions("relay")["root"].version == 2
+    assert device.floors.versions("online")["root"].version == 2
 
 
 def test_an_old_root_is_refused_after_a_newer_one_was_seen(
@@ -367,7 +383,7 @@ def test_twenty_root_rotations_asleep_then_updates(
     for number in range(20):
         repository.rotate_root(*(("snapshot",) if number % 5 == 0 else ()))
     device.session(made.path)
-    assert device.floors.versions("relay")["root"].version == 21
+    assert device.floors.versions("online")["root"].version == 21
 
 
 def test_the_child_compares_with_the_floors_itself_before_it_keeps_anything(
@@ -377,7 +393,145 @@ def test_the_child_compares_with_the_floors_itself_before_it_keeps_anything(
     above = {**seen, "os": RoleFloor(version=seen["os"].version + 1, keys=seen["os"].keys)}
     source = RelaySource(device.relay.socket_path, clock=SystemClock())
     now = device.floors.trusted_now(SystemClock())
-    session = Session(source, metadata_dir=device.metadata, root=device.root, trusted_now=now)
+    session = TufSession(
+        source, metadata_dir=device.metadata, root=device.root, trusted_now=now, floors=above
+    )
     with pytest.raises(TrustError) as caught:
-        session.verify(made.path, above)
+        verify(session, Subject.RELEASE, made.path)
     assert caught.value.code == "trust.rollback"
+
+
+class Stick:
+    """A stick that the release tool made, in the device's bay."""
+
+    def __init__(self, device: Device, repository: TestRepository, directory: Path) -> None:
+        self.device = device
+        self.repository = repository
+        self.directory = directory
+        self.roots = {
+            Repository.ONLINE: device.state / "root.json",
+            Repository.MEDIA: device.state / "media-root.json",
+        }
+        self.roots[Repository.MEDIA].write_bytes(
+            (repository.store.media.metadata / "1.root.json").read_bytes()
+        )
+        self.bay = MediaBay()
+        self.write("1.0")
+
+    def write(self, *versions: str) -> None:
+        """Make the stick again."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir()
+        export(self.repository.store, self.directory, versions, clock=self.repository.clock)
+
+    def session(self, directory: Path | None = None) -> TrustSession:
+        """A session that finds `directory`, or else what `write` made, as the medium STICK."""
+        place = directory or self.directory / "TIDEWAITER"
+        self.bay.insert(STICK, DirectorySource(os.open(place, os.O_PATH | os.O_DIRECTORY)))
+        return self.device.child(roots=self.roots, media=self.bay)
+
+
+@pytest.fixture
+def stick(device: Device, repository: TestRepository, tmp_path: Path) -> Stick:
+    return Stick(device, repository, tmp_path / "stick")
+
+
+def test_a_release_on_a_stick_is_verified_under_the_media_root(stick: Stick, made: MadeRelease) -> None:
+    data = stick.session().check(STICK, made.path)
+    assert Sha256.of(data) == made.digest
+    floors = stick.device.floors
+    assert floors.versions("online") == {}
+    assert floors.versions("media")["timestamp"].version >= 1
+    assert floors.effective().time_utc == "2026-01-01T00:00:00.000Z"
+
+
+def test_a_listing_names_the_releases_that_the_stick_holds(
+    stick: Stick, repository: TestRepository, made: MadeRelease
+) -> None:
+    second = repository.add_release(IMAGE, "1.1", 2)
+    stick.write("1.0", "1.1")
+    listed = stick.session().releases(STICK, "contrast-injector")
+    assert [(one.path, one.sha256) for one in listed] == [
+        (made.path, made.digest),
+        (second.path, second.digest),
+    ]
+    stick.write("1.1")
+    assert [one.path for one in stick.session().releases(STICK, "contrast-injector")] == [second.path]
+    assert stick.session().releases(STICK, "another") == ()
+
+
+def test_stick_metadata_under_the_online_root_is_refused(
+    stick: Stick, made: MadeRelease, tmp_path: Path
+) -> None:
+    with (
+        relaying(stick.directory / "TIDEWAITER", tmp_path / "m") as relay,
+        pytest.raises(TrustError) as caught,
+    ):
+        stick.device.child(roots=stick.roots, relay_socket=relay.socket_path).check("relay", made.path)
+    assert caught.value.code == "trust.threshold"
+    assert stick.device.floors.versions("online") == {}
+
+
+def test_online_metadata_under_the_media_root_is_refused(
+    stick: Stick, repository: TestRepository, made: MadeRelease
+) -> None:
+    with pytest.raises(TrustError) as caught:
+        stick.session(repository.repo).check(STICK, made.path)
+    assert caught.value.code == "trust.threshold"
+    assert stick.device.floors.versions("media") == {}
+
+
+def test_an_older_stick_is_refused_after_a_newer_one(
+    stick: Stick, repository: TestRepository, made: MadeRelease, tmp_path: Path
+) -> None:
+    older = shutil.copytree(stick.directory / "TIDEWAITER", tmp_path / "older")
+    renew_media(repository.store, repository.desk)
+    stick.write("1.0")
+    stick.session().check(STICK, made.path)
+    shutil.rmtree(stick.device.state / "tuf")
+    with pytest.raises(TrustError) as caught:
+        stick.session(older).check(STICK, made.path)
+    assert caught.value.code == "trust.rollback"
+
+
+def test_a_stick_older_than_its_lifetime_is_refused(stick: Stick, made: MadeRelease) -> None:
+    later = FloorValues(time_utc=format_utc(datetime.now(UTC) + timedelta(days=100)))
+    stick.device.floors.raise_committed(later)
+    with pytest.raises(TrustError) as caught:
+        stick.session().check(STICK, made.path)
+    assert caught.value.code == "trust.expired"
+
+
+def test_the_time_that_a_stick_proved_is_the_floor_of_the_network_too(
+    stick: Stick, repository: TestRepository, made: MadeRelease
+) -> None:
+    late = repository.add_release(IMAGE, "1.1", 2, built_utc=datetime(2026, 6, 1, tzinfo=UTC))
+    stick.write("1.1")
+    stick.session().check(STICK, late.path)
+    assert stick.device.floors.effective().time_utc == "2026-06-01T00:00:00.000Z"
+
+
+def test_without_a_media_root_no_stick_is_read(stick: Stick, made: MadeRelease) -> None:
+    with pytest.raises(SourceError, match="no root for the media repository"):
+        stick.device.child().check(STICK, made.path)
+
+
+def test_a_stick_that_was_taken_out_is_awaited(stick: Stick, made: MadeRelease) -> None:
+    session = stick.session()
+    stick.bay.eject()
+    with pytest.raises(SourceError) as caught:
+        session.check(STICK, made.path)
+    assert caught.value.code == "source.vanished"
+
+
+def test_a_directory_without_a_repository_starts_no_session(
+    stick: Stick, made: MadeRelease, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no update medium"):
+        stick.session(tmp_path / "empty").check(STICK, made.path)
+
+
+def test_an_unknown_kind_of_source_is_not_asked(device: Device, made: MadeRelease) -> None:
+    with pytest.raises(SourceError, match="expected relay or directory:"):
+        device.child().check("https://example", made.path)

@@ -23,7 +23,7 @@ from tidewaiter_core.durable import load_document, quarantine, save_document
 from tidewaiter_core.errors import StateError
 
 from tidewaiter_updater.model import FloorValues
-from tidewaiter_updater.trust_wire import (
+from tidewaiter_updater.trust_versions import (
     Versions,
     newest_of,
     require_not_below,

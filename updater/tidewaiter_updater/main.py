@@ -60,6 +60,7 @@ from tidewaiter_updater.sources import RelaySource
 from tidewaiter_updater.state_files import StateFiles
 from tidewaiter_updater.transaction import Site
 from tidewaiter_updater.trust_call import TrustSession
+from tidewaiter_updater.trust_wire import Repository
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ def _ports(
         documents=documents,
         trust=TrustSession(
             state_dir=state_dir,
-            root_file=settings.updater.tuf_root,
+            roots=_roots(settings),
             relay_socket=paths.relay_socket,
             floors=floors,
             clock=clock,
@@ -223,6 +224,12 @@ def _reach(relay: RelaySource) -> None:
     """An answer of the server, through the agent."""
     for _ in relay.metadata("timestamp.json", TIMESTAMP_LIMIT_BYTES):
         pass
+
+
+def _roots(settings: Settings) -> Mapping[Repository, Path]:
+    roots = {Repository.ONLINE: settings.updater.tuf_root}
+    media = settings.updater.media_root
+    return roots if media is None else {**roots, Repository.MEDIA: media}
 
 
 def _slot_paths(settings: Settings) -> Mapping[SlotName, Path]:

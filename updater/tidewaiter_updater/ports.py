@@ -18,6 +18,7 @@ from tidewaiter_core.payload.release import Release
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.journal import Documents
 from tidewaiter_updater.model import Decision, FloorValues, HealthCheck, Held, TransferProgress
+from tidewaiter_updater.trust_wire import Listed
 
 Report = Callable[[TransferProgress], None]
 
@@ -46,6 +47,12 @@ class Trust(Protocol):
 
     def check(self, source: str, release_path: str) -> bytes:
         """The bytes of a release document that the repository behind `source` signs; TrustError or SourceError."""
+
+    def permit(self, source: str, permit_path: str) -> bytes | None:
+        """A downgrade permit that the repository signs, None if there is none; errors as for `check`."""
+
+    def releases(self, source: str, product: str) -> tuple[Listed, ...]:
+        """The release documents of `product` that the repository signs and holds; errors as for `check`."""
 
 
 class Floors(Protocol):

@@ -12,8 +12,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,14 +21,18 @@ from tidewaiter_core.durable import InstanceLock
 
 from tidewaiter_updater.errors import SourceError, TrustError
 from tidewaiter_updater.floor import FloorStore
+from tidewaiter_updater.media_bay import PREFIX, RELAY, MediaBay, is_medium
 from tidewaiter_updater.trust_wire import (
     REPLY_LIMIT_BYTES,
     REQUEST_LIMIT_BYTES,
     Fault,
+    Listed,
+    Repository,
     Request,
+    Subject,
     Verified,
-    Versions,
     decode_reply,
+    require_answers,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,26 +42,35 @@ _POLL_S: Final = 0.5
 _COMMAND: Final = (sys.executable, "-I", "-m", "tidewaiter_updater.trust")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrustedRelease:
-    """A release document that the repository signs and that is not below the floors."""
+def repository_of(source: str) -> Repository:
+    """The repository that a source has to be: over the network the online one, in a directory the media one.
 
-    release_bytes: bytes
-    path: str
-    versions: Versions
+    Not a caller's choice: neither root may ever vouch for the other's metadata.
+
+    Raises:
+        SourceError: There is no such kind of source.
+    """
+    if source == RELAY:
+        return Repository.ONLINE
+    if is_medium(source):
+        return Repository.MEDIA
+    raise SourceError(
+        f"source {source[:80]!r}: expected {RELAY} or {PREFIX}<place>; not fetched", retryable=False
+    )
 
 
 class TrustSession:
-    """Signed metadata behind a source name; one session at a time."""
+    """Signed metadata behind a source name, `relay` or `directory:<place>`; one session at a time."""
 
     def __init__(
         self,
         *,
         state_dir: Path,
-        root_file: Path,
+        roots: Mapping[Repository, Path],
         relay_socket: Path,
         floors: FloorStore,
         clock: Clock,
+        media: MediaBay | None = None,
         beat: Callable[[], None] = lambda: None,
         cancelled: Callable[[], bool] = lambda: False,
         timeout_s: float = TIMEOUT_S,
@@ -66,27 +78,27 @@ class TrustSession:
     ) -> None:
         """
         Args:
-            state_dir: The updater's own; metadata is cached below `tuf/`, the lock is `trust.lock`.
-            root_file: The root in the read-only image, where every session starts.
+            state_dir: The updater's own; metadata is cached below `tuf/<repository>`, the lock is `trust.lock`.
+            roots: The roots in the read-only image, where every session starts; a repository without one is not used.
+            media: Where the directory behind a source name is found.
             beat: Called about twice a second while the child works.
             cancelled: Ends the child, and with it the check.
         """
         self._state_dir = state_dir
-        self._root_file = root_file
+        self._roots = roots
         self._relay_socket = relay_socket
         self._floors = floors
         self._clock = clock
+        self._media = media or MediaBay()
         self._beat = beat
         self._cancelled = cancelled
         self._timeout_s = timeout_s
         self._command = command
 
     def check(self, source: str, release_path: str) -> bytes:
-        """The bytes of a release document that the repository behind `source` signs; see `verify`."""
-        return self.verify(source, release_path).release_bytes
+        """The bytes of the release document that the repository signs for `release_path`.
 
-    def verify(self, source: str, release_path: str) -> TrustedRelease:
-        """Run one session; the floors are raised, durably, before this returns.
+        The floors are raised, durably, before this returns; that holds for every method here.
 
         Raises:
             TrustError: The repository is at fault (or the child died); no floor has changed.
@@ -94,22 +106,50 @@ class TrustSession:
             SecondInstanceError: Another session holds the lock.
             StateWriteError: The floors could not be made durable.
         """
-        if source != "relay":
-            raise SourceError(f"source {source[:80]!r}: expected relay; not fetched", retryable=False)
-        metadata_dir = self._state_dir / "tuf" / source
+        return self._verified(source, Subject.RELEASE, release_path).document
+
+    def permit(self, source: str, permit_path: str) -> bytes | None:
+        """The downgrade permit that the repository signs for `permit_path`, None if there is none; errors as for `check`."""
+        return self._verified(source, Subject.PERMIT, permit_path).document or None
+
+    def releases(self, source: str, product: str) -> tuple[Listed, ...]:
+        """The release documents of `product` that the repository signs, and that are there if it is a directory.
+
+        No order is implied: only `sequence` in the documents is one. Errors as for `check`.
+        """
+        return self._verified(source, Subject.LISTING, product).listing
+
+    def _verified(self, source: str, subject: Subject, what: str) -> Verified:
+        repository = repository_of(source)
+        root_file = self._roots.get(repository)
+        if root_file is None:
+            raise SourceError(
+                f"source {source[:80]!r}: this image has no root for the {repository.value} repository; not used",
+                retryable=False,
+            )
+        metadata_dir = self._state_dir / "tuf" / repository.value
         metadata_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with InstanceLock(self._state_dir / "trust.lock"):  # python-tuf does not lock its own cache
+        with contextlib.ExitStack() as held:
+            held.enter_context(
+                InstanceLock(self._state_dir / "trust.lock")
+            )  # python-tuf does not lock its own cache
+            directory = None
+            if repository is Repository.MEDIA:
+                directory = self._media.medium(source)
+                directory.require_present()
             request = Request(
-                relay_socket=str(self._relay_socket),
+                subject=subject,
+                what=what,
+                relay_socket=str(self._relay_socket) if directory is None else "",
+                directory_fd=directory.descriptor if directory is not None else None,
                 metadata_dir=str(metadata_dir),
-                root_file=str(self._root_file),
-                release_path=release_path,
+                root_file=str(root_file),
                 trusted_now=self._floors.trusted_now(self._clock),
-                floors=self._floors.versions(source),
+                floors=self._floors.versions(repository.value),
             )
             verified = self._asked(request)
-            self._floors.record_session(source, verified.versions, proven_utc=verified.proven_utc)
-        return TrustedRelease(release_bytes=verified.release, path=release_path, versions=verified.versions)
+            self._floors.record_session(repository.value, verified.versions, proven_utc=verified.proven_utc)
+        return verified
 
     def _asked(self, request: Request) -> Verified:
         data = request.encode()
@@ -117,9 +157,15 @@ class TrustSession:
             raise TrustError(
                 f"trust request of {len(data)} bytes; not started", code="trust.child", retryable=False
             )
-        output = self._run(data, tmp=request.metadata_dir)
+        output = self._run(
+            data,
+            tmp=request.metadata_dir,
+            inherited=() if request.directory_fd is None else (request.directory_fd,),
+        )
         try:
             reply = decode_reply(output)
+            if isinstance(reply, Verified):
+                require_answers(reply, request.subject)
         except ValueError as err:
             raise TrustError(
                 f"trust child: {len(output)} bytes are no whole reply ({err}); nothing was changed",
@@ -130,7 +176,7 @@ class TrustSession:
             raise kind(reply.message, code=reply.code, retryable=reply.retryable)
         return reply
 
-    def _run(self, data: bytes, *, tmp: str) -> bytes:
+    def _run(self, data: bytes, *, tmp: str, inherited: Sequence[int]) -> bytes:
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "TMPDIR": tmp}
         try:
             child = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -139,6 +185,7 @@ class TrustSession:
                 stdout=subprocess.PIPE,
                 env=environment,
                 cwd="/",
+                pass_fds=inherited,
             )
         except OSError as err:
             raise TrustError(

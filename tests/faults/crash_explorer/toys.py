@@ -9,7 +9,8 @@ from tidewaiter_core.audit import Actor, Outcome
 from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.health import Trial
 from tidewaiter_updater.model import Channel, CheckResult, Consent, HealthCheck, Scope
-from tidewaiter_updater.trust_wire import RoleFloor
+from tidewaiter_updater.trust_versions import RoleFloor
+from tidewaiter_updater.trust_wire import Listed
 
 from tests.faults.crash_explorer.releases import Made
 from tests.sim.device import Power, ToyInjector
@@ -89,6 +90,16 @@ class SigningTrust:
         version = RoleFloor(version=made.release.sequence, keys="0" * 64)
         self._floors.record_session(source, dict.fromkeys(ROLES, version), proven_utc=made.release.built_utc)
         return made.data
+
+    def permit(self, source: str, permit_path: str) -> bytes | None:
+        return None
+
+    def releases(self, source: str, product: str) -> tuple[Listed, ...]:
+        return tuple(
+            Listed(path=path, sha256=made.release.digest)
+            for path, made in self._releases.items()
+            if made.release.product == product
+        )
 
 
 def new_boot_id(state: Mapping[Any, Any]) -> str:
