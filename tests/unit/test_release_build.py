@@ -182,7 +182,7 @@ def test_a_build_with_a_missing_or_shorter_file_is_refused(image: Path, tmp_path
         check_build(tmp_path / "out")
 
 
-def test_an_image_above_4_gib_round_trips() -> None:
+def test_an_index_reaches_units_above_4_gib_of_a_pack() -> None:
     count = 4 * 1024**3 // CHUNK + 8
     digest = hashlib.sha256(RAW).digest()
     index = build_index(
