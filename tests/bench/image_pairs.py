@@ -51,7 +51,7 @@ class Pair:
     """Two images of one device, an update apart."""
 
     fs: str
-    """ext4 or erofs."""
+    """ext4 or erofs; or large, which is both."""
     old: Path
     new: Path
 
@@ -71,6 +71,26 @@ def pairs(directory: Path = DIRECTORY) -> tuple[Pair, ...]:
             "(packages mmdebstrap, e2fsprogs and erofs-utils; some minutes, 4 GB)"
         )
     return found
+
+
+def large_pair(directory: Path = DIRECTORY) -> Pair:
+    """A pair of more than 4 GiB, made of the others one behind the other: what memory must not grow with.
+
+    Raises:
+        PairsMissingError: As for `pairs`.
+    """
+    parts = {pair.fs: pair for pair in pairs(directory)}
+    large = Pair(fs="large", old=directory / "old.large", new=directory / "new.large")
+    for target, release in ((large.old, "old"), (large.new, "new")):
+        if target.is_file():
+            continue
+        made = target.with_name(f"{target.name}.tmp")
+        with made.open("wb") as file:
+            for fs in ("ext4", "erofs", "ext4", "erofs", "ext4"):
+                with getattr(parts[fs], release).open("rb") as part:
+                    shutil.copyfileobj(part, file, 1 << 20)
+        made.replace(target)
+    return large
 
 
 def make(directory: Path = DIRECTORY) -> None:
