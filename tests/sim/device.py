@@ -262,7 +262,7 @@ class ToySlots:
         wrong = zip(self._storage.bytes_in(slot), self._images[release.slot.image_root], strict=True)
         return sum(found != expected for found, expected in wrong)
 
-    def holds(self, slot: SlotName, release: Release, *, control: Control) -> bool:
+    def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:
         return self._storage.bytes_in(slot) == self._images[release.slot.image_root]
 
     def _sync(self, slot: SlotName) -> None:

@@ -203,7 +203,7 @@ def test_a_release_that_needs_local_consent_waits_for_it() -> None:
     assert "consent.given" in device.audited()
 
 
-def test_the_agent_cannot_give_local_consent() -> None:
+def test_agent_cannot_give_local_consent() -> None:
     device, made, engine = device_with(**LOCAL)
     begin(device, made, engine, as_claimed_by_agent(consent_for(device, made.release.digest)))
     assert phase(engine) == "WAIT_CONSENT"
@@ -507,7 +507,7 @@ def test_an_injector_without_a_lease_needs_a_local_consent() -> None:
         lambda injector: setattr(injector, "refuses_seal", True),
     ],
 )
-def test_a_lost_lease_after_arm_clears_the_trial(break_lease: Callable[[object], None]) -> None:
+def test_lost_lease_after_arm_clears_the_trial(break_lease: Callable[[object], None]) -> None:
     device, made, engine = device_with()
     stage(device, made, engine)
     break_lease(device.injector)
@@ -676,7 +676,7 @@ def test_checks_must_stay_green_for_hold_s() -> None:
     assert device.clock.boottime_s() - began_s >= 60
 
 
-def test_a_dead_hal_in_trial_never_reboots_by_itself() -> None:
+def test_dead_hal_in_trial_never_reboots_by_itself() -> None:
     device, made, engine = device_with()
     device.health.sick = lambda identity: identity.version == "2.0"
     engine = trial(device, made, engine)
@@ -727,7 +727,7 @@ def test_a_release_rejected_before_its_reboot_stays_refused() -> None:
     assert engine.check("relay", made.path).installable
 
 
-def test_a_rolled_back_release_is_quarantined_until_a_newer_one() -> None:
+def test_rolled_back_release_is_quarantined_until_a_newer_one() -> None:
     device, made, _ = device_with()
     device.health.sick = lambda identity: identity.version == "2.0"
     device.live(made)

@@ -39,9 +39,9 @@ class Hooked(ToySlots):
         self.during_read(control)
         return super().read_back(slot, release, report=report, control=control)
 
-    def holds(self, slot: SlotName, release: Release, *, control: Control) -> bool:
+    def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:
         self.during_read(control)
-        return super().holds(slot, release, control=control)
+        return super().holds(slot, release, control=control, beats=beats)
 
 
 class FullDisk(StateDisk):

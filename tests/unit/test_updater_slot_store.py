@@ -39,13 +39,14 @@ class Bench:
         self.records: dict[SlotName, SlotRecord] = {}
         self.reports: list[TransferProgress] = []
         self.notices: list[Notice] = []
+        self.beats: list[str] = []
         self.slots = DeviceSlots(
             self.paths,
             store=IndexStore(folder / "index"),
             records=lambda: self.records,
             source_for=lambda name, control: self.source,
             clock=FakeClock(),
-            beat=lambda stage: None,
+            beat=self.beats.append,
         )
 
     def write(
@@ -111,6 +112,13 @@ def test_chunks_of_the_active_slot_are_copied(bench: Bench) -> None:
 def test_a_slot_is_proven_without_any_kept_table(bench: Bench) -> None:
     assert bench.slots.holds(A, release_of(bench.old), control=NeverControl())
     assert not bench.slots.holds(A, release_of(bench.new), control=NeverControl())
+
+
+def test_a_check_of_another_thread_does_not_vouch_for_the_worker(bench: Bench) -> None:
+    bench.slots.holds(A, release_of(bench.old), control=NeverControl(), beats=False)
+    assert bench.beats == []
+    bench.slots.holds(A, release_of(bench.old), control=NeverControl())
+    assert bench.beats
 
 
 def test_more_than_the_cap_is_neither_fetched_nor_written(bench: Bench) -> None:

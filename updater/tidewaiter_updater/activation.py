@@ -95,16 +95,17 @@ class Activation:
             )
         )
 
-    def _lock_injector(self, purpose: str, *, has_local_consent: bool) -> None:
+    def _lock_injector(self, purpose: str, *, has_local_consent: bool, has_lease: bool = False) -> None:
         """Check, Hold, newer sample, Check. InterlockError leaves nothing held that `release` does not end.
 
         Args:
             has_local_consent: Whether a consent given at the device exists, for an injector that has no lease.
+            has_lease: A lease of ours may stand already, also one from before the last restart; it serves as well.
         """
         interlock = self._t.ports.interlock
         self._must_allow(purpose)
         before = interlock.newer_sample(None)
-        held = interlock.hold(purpose)
+        held = (interlock.lease() if has_lease else None) or interlock.hold(purpose)
         if held is None and not has_local_consent:
             raise InterlockError(
                 "this injector cannot be locked; restarting it needs a consent given at the device",
@@ -222,18 +223,16 @@ class Activation:
             return RECHECK_S
         # A flag that nobody acted on must not restart the machine later, when the injector may be in use again.
         ports.reboot.withdraw()
-        ports.interlock.release()
         try:
-            self._lock_injector("reboot", has_local_consent=self._has_local_consent())
+            # The trial's lease is kept: given back, the injector could inject under a release that failed.
+            self._lock_injector("reboot", has_local_consent=self._has_local_consent(), has_lease=True)
             if self._effects.lease_id is not None:
-                self._effects.do(Effect.SEAL)
+                ports.interlock.seal(self._effects.lease_id)
             self._effects.do(Effect.REBOOT)
             self._reboot_asked_s = self._clock.boottime_s()
         except InterlockError as err:
-            ports.interlock.release()
             self._t.wait_for(UNCONFIRMED, *(f"update.interlock:{reason}" for reason in err.reasons))
         except TidewaiterError as err:
-            ports.interlock.release()
             self._t.wait_for(UNCONFIRMED, err.code)
         return RECHECK_S
 

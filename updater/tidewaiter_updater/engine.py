@@ -34,6 +34,7 @@ from tidewaiter_updater.startup import Startup
 from tidewaiter_updater.transaction import SYSTEM, Site, Transaction
 from tidewaiter_updater.transfer import Transfer, TransferControl
 from tidewaiter_updater.trial import Trial
+from tidewaiter_updater.unwritten import Unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Engine:
         self._startup = Startup(self.transaction, effects, trial=self._trial, transfer=self._transfer)
         self._network_proven_utc = ""
         self._wake = threading.Event()
+        self._not_yet = Unwritten(self.transaction, rng=rng)
         self._steps: Mapping[Phase, Callable[[], float]] = {
             Phase.WAIT_CONSENT: self._transfer.await_consent,
             Phase.PREPARE: self._transfer.prepare,
@@ -130,7 +132,14 @@ class Engine:
         self.wake()
 
     def _end(self) -> float:
-        wait_s = self._endings[self.transaction.phase]()
+        wait_s = self._not_yet.left_s()
+        if wait_s > 0:
+            return wait_s
+        try:
+            wait_s = self._endings[self.transaction.phase]()
+        except BootEnvError as err:
+            return self._not_yet.after(err)
+        self._not_yet.over()
         if self.transaction.entry is None and not self.transaction.pending:
             self._startup.classify()  # it was about no release we know; whatever else there is comes next
         return wait_s
@@ -154,7 +163,7 @@ class Engine:
         self, source: str, release_path: str, *, actor: Actor = SYSTEM, is_local: bool = False
     ) -> Offer:
         """Fetch, verify and judge a release; nothing is changed but floors and the stored document."""
-        if self.transaction.phase in WRITING:
+        if self.transaction.phase in WRITING and not self.transaction.is_waiting():
             raise EngineBusyError("a transfer runs", phase=self.transaction.phase.value)
         try:
             offer = self.offers.check(source, release_path, actor=actor, is_local=is_local)
@@ -285,6 +294,10 @@ class Engine:
     def commit(self) -> bool:
         """Commit a healthy trial; False when this boot is no trial."""
         with self.transaction.work:
+            if self.transaction.phase is Phase.COMMITTED and self.transaction.pending:
+                self._trial.finish_committed()  # an earlier Commit could not be written
+                self._not_yet.over()
+                return True
             if self.transaction.phase not in IN_TRIAL:
                 return False
             self._trial.commit()

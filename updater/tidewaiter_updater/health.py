@@ -128,7 +128,8 @@ class MediumCheck:
             return self._result
         if trial.release is None:
             return skipped(self.name, "the release document is lost; the slot was proven before it was armed")
-        if self._slots.holds(trial.slot, trial.release, control=self._control):
+        # Not the worker's thread: it must not vouch for the worker, which may hang meanwhile.
+        if self._slots.holds(trial.slot, trial.release, control=self._control, beats=False):
             self._result = ok(
                 self.name, f"{trial.release.slot.image_bytes} bytes of slot {trial.slot} are right"
             )

@@ -95,8 +95,12 @@ class SlotStore(Protocol):
     def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
         """Number of chunks that the medium does not hold as signed; 0 proves the image."""
 
-    def holds(self, slot: SlotName, release: Release, *, control: Control) -> bool:
-        """Whether the slot holds exactly the image of `release`, by reading all of it from the medium."""
+    def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:
+        """Whether the slot holds exactly the image of `release`, by reading all of it from the medium.
+
+        Args:
+            beats: The caller is the engine's worker, so each chunk shows that the worker lives.
+        """
 
 
 class Interlock(Protocol):

@@ -118,7 +118,7 @@ class DeviceSlots:
                 table = stack.enter_context(self._store.opened(component.index, repository, step=step))
             return len(slots.read_back(self._open(slot, release, writable=True), table, report, watch))
 
-    def holds(self, slot: SlotName, release: Release, *, control: Control) -> bool:
+    def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:
         component, watch = release.slot, self._watch(control)
         root = hashlib.sha256()
         with self._reader(slot) as device:
@@ -126,7 +126,7 @@ class DeviceSlots:
                 return False
             buffer = aligned_buffer(component.chunk_bytes)
             for offset in range(0, component.image_bytes, component.chunk_bytes):
-                self._step(watch)
+                self._step(watch, beats=beats)
                 length = min(component.chunk_bytes, component.image_bytes - offset)
                 with memoryview(buffer) as view, view[:length] as part:
                     device.read_into(part, offset)
@@ -155,6 +155,7 @@ class DeviceSlots:
     def _watch(self, control: Control) -> pipeline.Control:
         return pipeline.Control(paused=control.paused, cancelled=control.cancelled, beat=self._beat)
 
-    def _step(self, watch: pipeline.Control) -> None:
+    def _step(self, watch: pipeline.Control, *, beats: bool) -> None:
         watch.check("reading")
-        self._beat("assemble")
+        if beats:
+            self._beat("assemble")

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from tidewaiter_core.audit import Actor, Outcome
@@ -197,10 +198,20 @@ class Transaction:
         """The stored signed document of `digest`; it was verified when it was stored, and hashes to its name."""
         data = self.journal.release_bytes(digest)
         try:
-            return Release.parse(data, limits=self.limits) if data is not None else None
+            return _parsed(data, self.limits) if data is not None else None
         except PayloadError as err:
             logger.error("stored release %s is not understood by this program: %s", digest[:16], err)  # noqa: TRY400
             return None
 
+    def is_waiting(self) -> bool:
+        """Whether the step in hand rests until a moment, a command or a person: then somebody else may look for a source."""
+        return self.paused or self.retry_at_s is not None
+
     def is_cancel_requested(self) -> bool:
         return self.cancel_code is not None
+
+
+@lru_cache(maxsize=4)
+def _parsed(data: bytes, limits: Limits) -> Release:
+    """The same few documents are asked for at each poll; a parsed one never changes."""
+    return Release.parse(data, limits=limits)

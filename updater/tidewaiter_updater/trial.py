@@ -14,6 +14,7 @@ from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.clock import Deadline
 from tidewaiter_core.errors import StateError, TidewaiterError
 
+from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineRefusedError
 from tidewaiter_updater.model import CheckResult, HealthCheck, Verdict
@@ -130,7 +131,8 @@ class Trial:
             self._t.amend(verdict=verdict)
             self._t.conclude(code, text)
             logger.error("%s: %s", code, text)
-            self._perform(Phase.HEALTH)
+            self._t.pending = True  # until FAIL is written nothing else may happen
+            self.finish_failed()
 
     def finish_failed(self) -> float:
         """The effects of a failed verdict, from where a cut left them."""
@@ -192,10 +194,20 @@ class Trial:
 
     def _finish(self, phase: Phase) -> float:
         self._t.amend(phase=phase)
-        self._perform(phase)
+        try:
+            self._perform(phase)
+        except (StateError, BootEnvError):
+            self._unlock_if_committed()
+            raise
         self._t.pending = False
         self._t.touch()
         return 0.0
+
+    def _unlock_if_committed(self) -> None:
+        """What follows from COMMIT may have to wait for room on a disk; the injector's patients must not."""
+        env = self._t.env()
+        if self._t.in_trial and env is not None and env.trial is None and env.committed is self._t.booted:
+            self._t.ports.interlock.release()
 
     def _perform(self, phase: Phase) -> None:
         for effect in self._t.table.effects[phase]:
