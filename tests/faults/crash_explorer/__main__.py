@@ -13,9 +13,12 @@ from pathlib import Path
 
 from tests.faults.crash_explorer.campaign import named, run
 from tests.faults.crash_explorer.explorer import Effort
-from tests.faults.crash_explorer.report import complaints, document
+from tests.faults.crash_explorer.page import render
+from tests.faults.crash_explorer.report import complaints, document, table
 
 REPORT = Path("out/faults/crash-explorer.json")
+PAGE = "report.html"
+SECOND_IN = 24
 
 
 def main() -> int:
@@ -25,7 +28,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=REPORT)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--second-in", type=int, default=36, help="cut one of so many steps of each recovery; 0: none"
+        "--second-in", type=int, default=SECOND_IN, help="cut one of so many steps of each recovery; 0: none"
     )
     parser.add_argument("--no-mutations", action="store_true", help="do not look for seeded mistakes")
     options = parser.parse_args()
@@ -41,12 +44,17 @@ def main() -> int:
     )
     options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text(json.dumps(document(result), indent=1) + "\n", encoding="utf-8")
+    page = options.report.with_name(PAGE)
+    page.write_text(render(result), encoding="utf-8")
+    print(table(result))
     found = complaints(result, is_whole=not options.scenarios and options.second_in > 0)
     for text in found:
         print(f"FAILED: {text}")
     print(
         f"{result.images} distinct images in {result.seconds:.0f} s on {options.processes} processors, "
-        f"{result.violations} violations; {options.report}"
+        f"{result.violations} violations, "
+        f"{sum(how is not None for how in result.mutations.values())} of {len(result.mutations)} seeded mistakes found; "
+        f"{options.report}, {page}"
     )
     return 1 if found else 0
 

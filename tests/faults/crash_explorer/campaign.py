@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 from tests.faults.crash_explorer.explorer import Effort, Explorer, Figures
 from tests.faults.crash_explorer.mutations import MUTATIONS, find
 from tests.faults.crash_explorer.scenarios import SCENARIOS, Scenario
 from tests.faults.crash_explorer.seen import Seen
 
-SHARES = 4
+SHARES = 8
+SAY_EVERY_S = 2.0
 
 Say = Callable[[str], None]
 
@@ -54,29 +57,33 @@ def run(
     say: Say = lambda text: None,
 ) -> Result:
     """Explore `scenarios`; one campaign per process of the interpreter, because what was seen is remembered."""
-    began = time.monotonic()
-    tasks = [
+    progress = Progress(say)
+    mutations = [mutation.name for mutation in MUTATIONS] if with_mutations else []
+    shares = [
         _Task(scenario.name, replace(effort, share=share, shares=SHARES))
         for scenario in scenarios
         for share in range(SHARES)
     ]
-    mutations = [mutation.name for mutation in MUTATIONS] if with_mutations else []
+    Random(1).shuffle(shares)  # so that the time that is left can be told from the time that has passed
+    tasks: list[_Task | str] = [*mutations, *shares]
     figures = {scenario.name: Figures() for scenario in scenarios}
     shown: dict[str, str | None] = {}
     for scenario in scenarios:
         scenario.circumstances(is_first=True)  # builds its releases, for all processes
+    gc.collect()
+    gc.freeze()
     with multiprocessing.get_context("fork").Pool(processes, initializer=_be_quiet) as pool:
-        for number, (name, part) in enumerate(pool.imap_unordered(_explored, tasks), start=1):
-            figures[name].add(part)
-            say(_line(number, len(tasks), name, part))
-        for name, how in pool.imap_unordered(_mutated, mutations):
-            shown[name] = how
-            say(f"mutation {name}: {how or 'NOT FOUND'}")
+        for done in pool.imap_unordered(_done, tasks):
+            if isinstance(done, _Shown):
+                shown[done.mutation] = done.how
+            else:
+                figures[done.scenario].add(done.figures)
+            progress.tell(done.text, of=len(tasks), images=sum(one.booted for one in figures.values()))
     return Result(
         images=len(_seen),
         scenarios=figures,
         mutations={name: shown[name] for name in mutations},
-        seconds=time.monotonic() - began,
+        seconds=progress.seconds,
         processes=processes,
     )
 
@@ -87,20 +94,64 @@ def named(words: Iterable[str]) -> list[Scenario]:
     return [one for one in SCENARIOS if not wanted or any(word in one.name for word in wanted)]
 
 
+class Progress:
+    """Says how far the campaign is and how long it will still take."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._began = time.monotonic()
+        self._done = 0
+        self._said_s = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def tell(self, text: str, *, of: int, images: int) -> None:
+        """One more piece is done; said about once a second, and whenever there is bad news."""
+        self._done += 1
+        is_bad = text.endswith("!")
+        if not is_bad and self._done < of and self.seconds - self._said_s < SAY_EVERY_S:
+            return
+        self._said_s = self.seconds
+        left_s = self.seconds / self._done * (of - self._done)
+        self._say(
+            f"{self._done:4} of {of}, {images:6} images, {self.seconds:4.0f} s, about {left_s:3.0f} s left: {text}"
+        )
+
+
+@dataclass(frozen=True)
+class _Explored:
+    scenario: str
+    figures: Figures
+
+    @property
+    def text(self) -> str:
+        bad = self.figures.violations
+        return f"{self.scenario}: {bad} VIOLATIONS!" if bad else self.scenario
+
+
+@dataclass(frozen=True)
+class _Shown:
+    mutation: str
+    how: str | None
+
+    @property
+    def text(self) -> str:
+        return f"mutation {self.mutation} found" if self.how else f"mutation {self.mutation} NOT FOUND!"
+
+
 def _be_quiet() -> None:
     """The updater says much about broken storage, and here all storage is broken."""
     logging.disable(logging.CRITICAL)
+    gc.disable()  # each task cleans up once, at its end
 
 
-def _explored(task: _Task) -> tuple[str, Figures]:
-    scenario = next(one for one in SCENARIOS if one.name == task.scenario)
-    return task.scenario, Explorer(scenario, seen=_seen, effort=task.effort).run()
-
-
-def _mutated(name: str) -> tuple[str, str | None]:
-    return name, find(next(mutation for mutation in MUTATIONS if mutation.name == name))
-
-
-def _line(number: int, count: int, name: str, part: Figures) -> str:
-    found = f", {part.violations} VIOLATIONS" if part.violations else ""
-    return f"{number:3}/{count} {name}: {part.first_cuts} + {part.second_cuts} images, {part.seconds:.1f} s{found}"
+def _done(task: _Task | str) -> _Explored | _Shown:
+    try:
+        if isinstance(task, str):
+            return _Shown(task, find(next(mutation for mutation in MUTATIONS if mutation.name == task)))
+        scenario = next(one for one in SCENARIOS if one.name == task.scenario)
+        return _Explored(task.scenario, Explorer(scenario, seen=_seen, effort=task.effort).run())
+    finally:
+        gc.collect()

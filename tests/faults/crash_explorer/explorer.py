@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,11 +14,19 @@ from tidewaiter_updater.phases import Phase
 from tidewaiter_updater.state_files import StateFiles
 
 from tests.faults.crash_explorer.cuts import images
-from tests.faults.crash_explorer.invariants import check_end, check_image
+from tests.faults.crash_explorer.invariants import (
+    End,
+    check_end,
+    check_image,
+    check_tries,
+    expected,
+    tries_to_come,
+)
+from tests.faults.crash_explorer.outcome import Outcome
 from tests.faults.crash_explorer.scenarios import Scenario
 from tests.faults.crash_explorer.seen import Seen
 from tests.faults.crash_explorer.watch import DEVICES, Facts, slot_blocks
-from tests.faults.crash_explorer.world import SOUND, STATE, Parts, World
+from tests.faults.crash_explorer.world import BOOT_LIMIT, SOUND, STATE, Parts, World
 from tests.sim.device import Violation
 from tests.sim.storage import Content, Point, SimDisk, Storage, fingerprint
 
@@ -36,23 +45,46 @@ class Finding:
 
 
 @dataclass(kw_only=True)
+class Operation:
+    """One step of a story: what devices did whose power went right after it."""
+
+    label: str
+    phase: str
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    """Images that were first possible here."""
+    second_cuts: int = 0
+
+
+@dataclass(kw_only=True)
 class Figures:
     """What the exploration of one scenario did."""
 
-    points: int = 0
+    operations: list[Operation] = field(default_factory=list)
     first_cuts: int = 0
     """Distinct images of the story; other stories may have led to them as well."""
     second_cuts: int = 0
     """Images that were first met in a recovery of this story."""
+    booted: int = 0
+    """Distinct images that nobody had booted before, in the story or in a recovery."""
     violations: int = 0
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def points(self) -> int:
+        return len(self.operations)
+
     def add(self, other: Figures) -> None:
         """Take in what another share of the same scenario did."""
-        self.points = max(self.points, other.points)
+        if not self.operations:
+            self.operations = other.operations
+        else:
+            for own, more in zip(self.operations, other.operations, strict=True):
+                own.outcomes += more.outcomes
+                own.second_cuts += more.second_cuts
         self.first_cuts += other.first_cuts
         self.second_cuts += other.second_cuts
+        self.booted += other.booted
         self.violations += other.violations
         self.findings = (self.findings + other.findings)[:FINDINGS_KEPT]
         self.seconds += other.seconds
@@ -80,6 +112,8 @@ class _Image:
     mark: int
     facts: Facts
     label: str
+    number: int
+    """Of the step in its log."""
 
 
 class Explorer:
@@ -108,7 +142,7 @@ class Explorer:
     def _explore(self) -> None:
         story = self._told()
         first = {image.mark: image for image in self._images(story)}
-        self._figures.points = len(story)
+        self._figures.operations = [Operation(label=point.label, phase=point.facts.phase) for point in story]
         own = [image for image in first.values() if self._is_own(image.mark)]
         for image in own:  # cheap, and it is what most mistakes show in: before anything is booted
             with self._noting((image.label,), image.mark):
@@ -122,14 +156,20 @@ class Explorer:
 
     def _cut_once(self, image: _Image) -> None:
         """Boot an image unless another story led to it, and cut its recovery."""
-        cuts = (image.label,)
+        cuts, before = (image.label,), self._figures.violations
         is_new = self._seen.boots(self._aftermath, image.mark)
         self._figures.first_cuts += 1
+        self._figures.booted += is_new
         if self._effort.second_in == 0:
             if is_new:
                 self._recovered(image, cuts, is_recorded=False)
         elif self._seen.cuts(self._aftermath, image.mark):
-            self._cut_again(self._recovered(image, cuts, is_recorded=True), cuts, image.mark)
+            self._cut_again(self._recovered(image, cuts, is_recorded=True), cuts, image)
+        outcome = self._seen.outcome_of(self._aftermath, image.mark)
+        if self._figures.violations > before:
+            outcome = Outcome.WRONG
+        if outcome is not None:  # None: another process is at work on the same image
+            self._figures.operations[image.number].outcomes[outcome] += 1
 
     def _told(self) -> list[Point]:
         """The story without a cut; what it recorded even if it went wrong."""
@@ -143,20 +183,22 @@ class Explorer:
     def _images(self, points: list[Point]) -> Iterator[_Image]:
         """Every image of a log that is distinct within it, changed as the scenario asks."""
         marks: set[int] = set()
-        for point in points:
+        for number, point in enumerate(points):
             for left in images(point):
                 content = self._scenario.after_cut(left)
                 mark = fingerprint(content)
                 if mark not in marks:
                     marks.add(mark)
-                    yield _Image(content, mark, point.facts, point.label)
+                    yield _Image(content, mark, point.facts.facts, point.label, number)
 
-    def _cut_again(self, points: list[Point], cuts: tuple[str, ...], mark: int) -> None:
+    def _cut_again(self, points: list[Point], cuts: tuple[str, ...], first: _Image) -> None:
         every = self._effort.second_in
-        chosen = [point for number, point in enumerate(points) if (mark + number) % every == 0]
+        chosen = [point for number, point in enumerate(points) if (first.mark + number) % every == 0]
         for image in self._images(chosen):
             if self._seen.boots(self._aftermath, image.mark):
                 self._figures.second_cuts += 1
+                self._figures.booted += 1
+                self._figures.operations[first.number].second_cuts += 1
                 both = (*cuts, image.label)
                 with self._noting(both, image.mark):
                     self._check(image)
@@ -179,7 +221,26 @@ class Explorer:
             world = scenario.world(image.content, parts=self._parts, is_recorded=is_recorded)
             points = world.storage.points
             _expect_resumption(world, image.content)
-            world.live()
+            self._live(world, image.mark)
+        return points
+
+    def _live(self, world: World, mark: int) -> None:
+        """To a good end, or to a power-on from which another device came to its good end; remembered for the next one."""
+        scenario = self._scenario
+        passed: list[tuple[int, int]] = []
+        known: list[int] = []
+
+        def is_known() -> bool:
+            content = world.storage.content()
+            now = fingerprint(content)
+            boots = self._seen.boots_from(self._aftermath, now)
+            passed.append((now, world.boots))
+            if boots is None or not self._is_as_good(world, content):
+                return False
+            known.append(boots)
+            return True
+
+        if world.live(is_known=is_known):
             check_end(
                 world,
                 scenario.end,
@@ -187,7 +248,29 @@ class Explorer:
                 has_journal=scenario.has_journal,
                 extra_tries=scenario.extra_tries,
             )
-        return points
+        boots = world.boots + sum(known)
+        if boots > BOOT_LIMIT:
+            raise Violation(f"not at rest after {BOOT_LIMIT} boots: {world.in_force()}")
+        self._seen.prove(self._aftermath, mark, boots=boots, outcome=world.first_act)
+        for content_mark, before in passed:
+            self._seen.prove(self._aftermath, content_mark, boots=boots - before)
+
+    def _is_as_good(self, world: World, content: Content) -> bool:
+        """Whether a new device with this content keeps all that this one promised; Violation if the content does not."""
+        check_image(
+            content,
+            world.watch.facts,
+            backend=self._scenario.backend,
+            images=self._known,
+            keeps_promises=True,
+        )
+        if expected(self._scenario.end, world) is End.COMMITS:
+            return True
+        to_come = tries_to_come(world)
+        if to_come is None:
+            return False
+        check_tries(world, self._scenario.extra_tries, to_come=to_come)
+        return True
 
     def _noting(self, cuts: tuple[str, ...], mark: int = 0) -> _Noting:
         return _Noting(self, cuts, mark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from tests.faults.crash_explorer.campaign import Result
@@ -31,12 +32,37 @@ def document(result: Result) -> dict[str, Any]:
     }
 
 
+def table(result: Result) -> str:
+    """One line per story, for a terminal."""
+    head = ("story", "operations", "images", "second cuts", "violations", "s")
+    rows = [
+        (
+            name,
+            str(one.points),
+            str(one.first_cuts),
+            str(one.second_cuts),
+            str(one.violations),
+            f"{one.seconds:.1f}",
+        )
+        for name, one in result.scenarios.items()
+    ]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (head, *rows)
+    )
+
+
 def _scenario(figures: Figures) -> dict[str, Any]:
     return {
         "steps": figures.points,
         "first_cut_images": figures.first_cuts,
         "second_cut_images": figures.second_cuts,
         "violations": figures.violations,
+        "outcomes": dict(sum((one.outcomes for one in figures.operations), Counter())),
         "processor_seconds": round(figures.seconds, 1),
         "findings": [
             {"cut_after": list(finding.cuts), "image": finding.image, "text": finding.text}

@@ -38,6 +38,15 @@ class Facts:
     """The transaction whose trial is known to have failed: it must not be forgotten together with the trial."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One point of a log, as the explorer sees it."""
+
+    facts: Facts
+    phase: str
+    """Of the updater, empty while it does not run."""
+
+
 def slot_blocks(content: Mapping[tuple[Any, ...], Any], slot: SlotName) -> Blocks:
     """The image-sized beginning of a slot."""
     name = DEVICES[slot]
@@ -53,11 +62,15 @@ def bootable(env: BootEnv) -> set[SlotName]:
 class Watch:
     """The observer of one device."""
 
-    def __init__(self, images: set[Blocks], env: BootEnv | None) -> None:
+    def __init__(self, images: set[Blocks], env: BootEnv | None, remembered: Facts) -> None:
+        """
+        Args:
+            remembered: Floors and quarantine as storage has them; they are promises like those that come later.
+        """
         self._images = images
         self.env = env
         """The record that was last promised."""
-        self.facts = Facts(records=(env,), committed=env.committed if env is not None else None)
+        self.facts = replace(remembered, records=(env,), committed=env.committed if env is not None else None)
         self._proven: dict[SlotName, set[int]] = {slot: set() for slot in SlotName}
         self._right: tuple[str, frozenset[int]] = ("", frozenset())
 

@@ -22,15 +22,20 @@ from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.health import CheckList, MediumCheck
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
+from tidewaiter_updater.media_bay import MediaBay, is_medium
 from tidewaiter_updater.model import BootEnv
 from tidewaiter_updater.phases import IN_TRIAL, TABLE, Phase, PhaseTable
-from tidewaiter_updater.ports import Ports
+from tidewaiter_updater.ports import Control, Ports
 from tidewaiter_updater.slot_store import DeviceSlots
+from tidewaiter_updater.sources import Source
 from tidewaiter_updater.state_files import StateFiles
 from tidewaiter_updater.transaction import Site
 
 from tests.faults.crash_explorer.backends import Backend, Cmdline, Script
+from tests.faults.crash_explorer.outcome import Outcome, first_act
 from tests.faults.crash_explorer.releases import IMAGE_BYTES, LIMITS, Blocks, Made, Repository
+from tests.faults.crash_explorer.remembered import remembered
+from tests.faults.crash_explorer.stick import stick
 from tests.faults.crash_explorer.toys import (
     HalCheck,
     LedgerAudit,
@@ -41,6 +46,7 @@ from tests.faults.crash_explorer.toys import (
 )
 from tests.faults.crash_explorer.watch import (
     DEVICES,
+    Moment,
     Watch,
     WatchedBoot,
     WatchedDocuments,
@@ -90,6 +96,12 @@ class Circumstances:
     """Its health checks fail."""
     hangs: bool = False
     """It never gets as far as its health checks; the watchdog resets it."""
+    hang_limit: int = 0
+    """So many times in its life, if it does not hang always."""
+    is_rejected: bool = False
+    """An operator rejects it when it is on trial."""
+    source: str = "relay"
+    """Where it comes from."""
     does_not_load: bool = False
     """Its kernel does not start, although its content is right."""
     faulty_answers: int = 0
@@ -118,17 +130,24 @@ class World:
         self.given = circumstances
         self.parts = parts
         self.images: dict[Blocks, Made] = {made.blocks: made for made in circumstances.known}
-        self.watch = Watch(set(self.images), backend.in_force(content))
-        self.storage = Storage(content, is_recorded=is_recorded, facts=lambda: self.watch.facts)
+        self.watch = Watch(set(self.images), backend.in_force(content), remembered(content, STATE))
+        self.first_act: Outcome | None = None
+        """What the first start of the updater found."""
+        self.engine: Engine | None = None
+        self.storage = Storage(content, is_recorded=is_recorded, facts=self._moment)
         self.boots = 0
         self.trial_boots = 0
         self.began_with = self.watch.env
+        self.began_quarantined = self.watch.facts.quarantined
         self.is_canceled = False
+        self.hangs = 0
         self.booted: SlotName | None = None
-        self.engine: Engine | None = None
         self.boot_id = ""
         self._attach()
         self.reset_volatile()
+
+    def _moment(self) -> Moment:
+        return Moment(self.watch.facts, self.engine.transaction.phase.value if self.engine else "")
 
     def _attach(self) -> None:
         for name in DEVICES.values():
@@ -230,17 +249,26 @@ class World:
             table=self.parts.table,
             limits=LIMITS,
         )
+        if self.first_act is None:
+            self.first_act = first_act(self.engine, runs_offered=running is self.given.offered)
         return self.engine
 
     def _slots(self, disk: Disk, documents: WatchedDocuments) -> DeviceSlots:
         paths = {slot: Path("/dev") / name for slot, name in DEVICES.items()}
         devices = {paths[slot]: self.storage.device(name) for slot, name in DEVICES.items()}
-        repository = Repository(self.given.known, faulty=self.given.faulty_answers)
+        network = Repository(self.given.known, faulty=self.given.faulty_answers)
+        bay = MediaBay()
+        if is_medium(self.given.source):
+            bay.insert(self.given.source, stick(self.given.known))
+
+        def source_for(name: str, control: Control) -> Source:
+            return bay.medium(name) if is_medium(name) else network
+
         return DeviceSlots(
             paths,
             store=IndexStore(STATE / "index", disk=disk, limits=LIMITS),
             records=Journal(documents).slots,
-            source_for=lambda name, control: repository,
+            source_for=source_for,
             clock=self.clock,
             beat=lambda stage: None,
             media=SlotMedia(devices, IMAGE_BYTES, on_proof=self.watch.slot_proven, medium=self.parts.medium),
@@ -262,8 +290,10 @@ class World:
         """What the agent does at each poll: Check, Install, Activate. A refusal is shown to people and asked for again."""
         engine, made = self.running(), self.given.offered
         with contextlib.suppress(TidewaiterError):
-            if engine.transaction.open_digest() is None:
-                offer = engine.check("relay", made.release.path)
+            entry = engine.transaction.entry
+            elsewhere = entry is not None and entry.source != self.given.source
+            if engine.transaction.open_digest() is None or elsewhere:
+                offer = engine.check(self.given.source, made.release.path)
                 if offer.installable and not self.runs_offered():
                     engine.install(made.release.digest, consent=consent_for(made), is_local=True)
         self.work()
@@ -276,6 +306,8 @@ class World:
         """tidewaiter-health, then tidewaiter-commit if it was green."""
         engine = self.running()
         with contextlib.suppress(TidewaiterError):
+            if self.given.is_rejected:
+                engine.reject(self.given.offered.release.digest, "not wanted")
             verdict = engine.health(given_up=lambda: False)
             if verdict is not None and verdict.healthy:
                 engine.commit()
@@ -295,7 +327,8 @@ class World:
             self.power_on()
         self.work()
         if self.running().transaction.phase in IN_TRIAL:
-            if self.given.hangs:
+            if self.given.hangs or self.hangs < self.given.hang_limit:
+                self.hangs += 1
                 self.power_cycle(orderly=False)
                 return
             self.confirm()
@@ -304,12 +337,22 @@ class World:
         if self.reboot.requested:
             self.power_cycle(orderly=True)
 
-    def live(self) -> None:
-        """Polls, reboots and trials until nothing changes any more."""
+    def live(self, *, is_known: Callable[[], bool] = lambda: False) -> bool:
+        """Polls, reboots and trials until nothing changes any more.
+
+        Args:
+            is_known: Asked whenever the power is off in between: does the rest of this life need no telling?
+
+        Returns:
+            False when it ended with that.
+        """
         for _ in range(ROUNDS):
             self.session()
-            if self.engine is not None and self.is_settled():
-                return
+            if self.engine is None:
+                if is_known():
+                    return False
+            elif self.is_settled():
+                return True
             self.clock.advance(600)
         raise Violation(f"never at rest: {self.in_force()}")
 

@@ -47,7 +47,7 @@ def content_of(state: State) -> Content:
 def state_of(content: Content) -> State:
     """A durable state that holds exactly `content`."""
     state: State = {}
-    for inode, (key, value) in enumerate(sorted(content.items(), key=repr), start=1):
+    for inode, (key, value) in enumerate(sorted(content.items(), key=_by_key), start=1):
         if key[0] == "directory":
             folder, _, name = key[1].rpartition("/")
             state[("name", folder or "/", name)] = DIRECTORY
@@ -62,6 +62,10 @@ def state_of(content: Content) -> State:
         else:
             state[key] = value
     return state
+
+
+def _by_key(item: tuple[tuple[Any, ...], bytes]) -> str:
+    return repr(item[0])
 
 
 def fingerprint(content: Content) -> int:

@@ -17,6 +17,8 @@ from tests.sim.storage.content import Content
 from tests.sim.storage.log import Log
 from tests.sim.storage.units import BLOCK_BYTES, SECTOR_BYTES, ZERO_BLOCK, BadSector, SectorWrite, Unit
 
+STRETCH_BYTES = 512
+
 
 @dataclass
 class Lies:
@@ -86,12 +88,19 @@ class BlockDevice:
             before = self._storage.view.get(("block", self.name, number), ZERO_BLOCK)
             if inside == 0 and piece == before and not self._has_bad(number):
                 continue
-            for step in range(0, len(piece), self._sector_bytes):
+            for step in self._steps(piece, before, inside, has_bad=self._has_bad(number)):
                 sector = (offset + at + step) // self._sector_bytes
                 new = piece[step : step + self._sector_bytes]
                 old = before[inside + step : inside + step + self._sector_bytes]
                 if new != old or ("bad", self.name, sector) in self._storage.view:
                     yield SectorWrite(self.name, sector, new)
+
+    def _steps(self, piece: bytes, before: bytes, inside: int, *, has_bad: bool) -> Iterator[int]:
+        """Offsets in `piece` of the sectors worth looking at: long equal stretches are passed over."""
+        for stretch in range(0, len(piece), STRETCH_BYTES):
+            new = piece[stretch : stretch + STRETCH_BYTES]
+            if has_bad or new != before[inside + stretch : inside + stretch + len(new)]:
+                yield from range(stretch, stretch + len(new), self._sector_bytes)
 
     def _has_bad(self, block: int) -> bool:
         count = BLOCK_BYTES // self._sector_bytes
