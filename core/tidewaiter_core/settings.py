@@ -55,6 +55,16 @@ class UpdateConsent(StrEnum):
     """Never."""
 
 
+class BootBackend(StrEnum):
+    """The boot loader of the device, which decides by its own environment which slot it starts."""
+
+    SIMULATED = "simulated"
+    """None: a file with U-Boot's layout, for demo and tests."""
+    UBOOT = "uboot"
+    GRUB = "grub"
+    SYSTEMD_BOOT = "systemd-boot"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """What this device is."""
@@ -265,11 +275,20 @@ class Updater:
 
     slot_a: Path = required("Block device or file of slot A.", hint='"/dev/disk/by-partlabel/root-a"')
     slot_b: Path = required("Block device or file of slot B.", hint='"/dev/disk/by-partlabel/root-b"')
-    boot_backend: str = image("simulated", "How the bootloader is told.", pattern=_NAME)
-    boot_env: Path = required(
-        "File or partition with the boot environment.", hint='"/dev/disk/by-partlabel/bootenv"'
+    boot_backend: BootBackend = image(BootBackend.SIMULATED, "The boot loader of this device.")
+    boot_env: Path | None = image(
+        None,
+        "Where the boot environment is: a file (simulated), the block device with both copies (uboot), the folder with "
+        "env_a and env_b (grub). Not with systemd-boot.",
     )
+    boot_lock_file: Path = image(
+        Path("/var/lock/fw_printenv.lock"), "Lock file that fw_setenv takes while it writes (uboot)."
+    )
+    esp: Path | None = image(None, "Where the EFI system partition is mounted (systemd-boot).")
     cmdline_file: Path = image(Path("/proc/cmdline"), "Names the slot that was booted.")
+    kernel_files: Path = image(
+        Path("/"), "Folder above the proc and sys that tell where / comes from; another one only on a bench."
+    )
     image_identity: Path = image(Path("/usr/lib/tidewaiter/image.json"), "Identity of the running image.")
     tuf_root: Path = image(
         Path("/usr/lib/tidewaiter/root.json"), "First trusted root of the update repository."
@@ -328,9 +347,27 @@ class Settings:
             yield Violation(key="hal.driver", text="is not in hal.driver_allow")
         if self.updater.slot_a == self.updater.slot_b:
             yield Violation(key="updater.slot_b", text="is the same device as updater.slot_a")
+        if self.updater.kernel_files != Path("/") and not self.hal.bench:
+            text = "is not / (anything else only with hal.bench = true)"
+            yield Violation(key="updater.kernel_files", text=text)
+        yield from self._boot_violations()
         if self.audit.segment_bytes * 4 > min(
             self.audit.budget_bytes_agent, self.audit.budget_bytes_hal, self.audit.budget_bytes_updater
         ):
             yield Violation(
                 key="audit.segment_bytes", text="is more than a quarter of the smallest audit budget"
             )
+
+    def _boot_violations(self) -> Iterator[Violation]:
+        """Each boot loader needs its own place, and the other one would not be used."""
+        backend = self.updater.boot_backend
+        uses_esp = backend is BootBackend.SYSTEMD_BOOT
+        for name, value, is_used in (
+            ("boot_env", self.updater.boot_env, not uses_esp),
+            ("esp", self.updater.esp, uses_esp),
+        ):
+            if (value is not None) is not is_used:
+                text = "is needed" if is_used else "is of no use"
+                yield Violation(
+                    key=f"updater.{name}", text=f'{text} with updater.boot_backend = "{backend.value}"'
+                )

@@ -174,7 +174,20 @@ def test_a_second_instance_is_refused_with_75(updater: UpdaterProcess) -> None:
         (r"^boot_env = .*$", 'boot_env = "/nowhere/env"', "/nowhere/env"),
         (r"^\[updater\]$", "[updater]\nnonsense = 1", "nonsense"),
         (r"^image_identity = .*$", 'image_identity = "/nowhere/image.json"', "/nowhere/image.json"),
-        (r"^boot_env = .*$", 'boot_backend = "grub"\nboot_env = "/tmp/env"', "boot_backend"),
+        (r"^boot_env = .*$", 'boot_backend = "lilo"\nboot_env = "/env"', '"grub"'),
+        (r"^boot_env = .*$", 'boot_backend = "grub"', "updater.boot_env"),
+        (
+            r"^boot_env = .*$",
+            'boot_backend = "grub"\nboot_env = "/nowhere"',
+            "boot.env-layout: /nowhere/env_a",
+        ),
+        (r"^boot_env = .*$", 'boot_backend = "systemd-boot"', "updater.esp"),
+        (
+            r"^boot_env = .*$",
+            'boot_backend = "systemd-boot"\nesp = "/nowhere"',
+            "boot.env-layout: /nowhere/EFI",
+        ),
+        (r"^boot_env = (.*)$", r'boot_backend = "uboot"\nboot_env = \1', "boot.env-layout"),
     ],
 )
 def test_a_wrong_configuration_ends_with_78_and_names_the_fault(

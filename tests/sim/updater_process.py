@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,9 @@ from typing import Any
 
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.varlink import Client, NotReachable
-from tidewaiter_updater.boot.medium import FileMedium
-from tidewaiter_updater.boot.simulated import SimulatedBoot
 from tidewaiter_updater.model import BootEnv
 
-from tests.sim.boot import choose, format_environment
+from tests.sim.boot.installed import InstalledLoader, SimulatedFile
 from tests.sim.hal import write_config
 from tests.sim.relay import Relay, relaying
 from tests.sim.repository import TestRepository
@@ -37,6 +36,8 @@ class UpdaterProcess:
     process: subprocess.Popen[bytes] | None = None
     boots: int = 0
     booted: SlotName = SlotName.A
+    loader: InstalledLoader | None = None
+    """None: the simulated one."""
     identities: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     """Version and sequence that the identity file inside an image says."""
 
@@ -45,12 +46,15 @@ class UpdaterProcess:
         write_config(self.home, self.device, hal={"bench": True, "quiet_after_injection_s": 1})
         text = (self.home / "tidewaiter.toml").read_text()
         extra = {
+            **self._loader.settings,
+            "kernel_files": self.home / "kernel",
             "cmdline_file": self.home / "cmdline",
             "image_identity": self.home / "image.json",
             "tuf_root": self.repository.trusted_root,
             "floor_file": self.home / "no-floor.json",
         }
         lines = "".join(f'{name} = "{value}"\n' for name, value in extra.items())
+        text = re.sub(r"^boot_env = .*\n", "", text, flags=re.MULTILINE)
         text = text.replace("[updater]\n", f"[updater]\n{lines}")
         text = text.replace('product = "injector"', f'product = "{self.repository.product}"')
         text = text.replace('hw = "inj-a1"', f'hw = "{self.repository.hw}"')
@@ -60,8 +64,12 @@ class UpdaterProcess:
         (self.home / "ca.pem").touch()
         for slot in ("a", "b"):
             (self.home / f"slot-{slot}").write_bytes(image)
-        format_environment(self.home / "env")
+        self._loader.format()
         self.knows(image, version, sequence)
+
+    @property
+    def _loader(self) -> InstalledLoader:
+        return self.loader or SimulatedFile(self.home / "env")
 
     @property
     def config(self) -> Path:
@@ -75,10 +83,11 @@ class UpdaterProcess:
         """Boot script, identity of the booted root, daemon."""
         self.boots += 1
         (self.home / "run/reboot/now").unlink(missing_ok=True)
-        booted = choose(self.home / "env", probe=lambda slot: True)
+        booted = self._loader.choose(lambda slot: True)
         assert booted is not None
         self.booted = booted
-        version, sequence = self.identities[(self.home / f"slot-{booted.lower()}").read_bytes()]
+        self.mount_root(booted)
+        version, sequence = self.identities[self.slot(booted).read_bytes()]
         identity = {
             "schema": 1,
             "product": self.repository.product,
@@ -91,6 +100,18 @@ class UpdaterProcess:
         (self.home / "image.json").write_text(json.dumps(identity))
         (self.home / "cmdline").write_text(f"ro tidewaiter.slot={booted}\n")
         self.start()
+
+    def slot(self, slot: SlotName) -> Path:
+        return self.home / f"slot-{slot.lower()}"
+
+    def mount_root(self, slot: SlotName) -> None:
+        """What the kernel says of `/`: it is a file, so its numbers are those of the file."""
+        status = self.slot(slot).stat()
+        device = f"{status.st_dev}:{status.st_ino}"
+        kernel = self.home / "kernel"
+        (kernel / "proc/self").mkdir(parents=True, exist_ok=True)
+        (kernel / "proc/self/mountinfo").write_text(f"1 0 {device} / / ro - ext4 /dev/root ro\n")
+        (kernel / "sys/dev/block" / device).mkdir(parents=True, exist_ok=True)
 
     def command(self, module: str = "tidewaiter_updater.main") -> list[str]:
         config = ["--config", str(self.config), "--conf-dir", str(self.home / "conf.d")]
@@ -140,7 +161,7 @@ class UpdaterProcess:
             time.sleep(0.05)
 
     def env(self) -> BootEnv:
-        env = SimulatedBoot(FileMedium(self.home / "env"), cmdline=lambda: "").read()
+        env = self._loader.control().read()
         assert env is not None
         return env
 
@@ -159,10 +180,12 @@ class UpdaterProcess:
 
 
 @contextlib.contextmanager
-def updater_process(home: Path, device: Path) -> Iterator[tuple[UpdaterProcess, Relay]]:
+def updater_process(
+    home: Path, device: Path, *, loader: InstalledLoader | None = None
+) -> Iterator[tuple[UpdaterProcess, Relay]]:
     """A device that is not yet manufactured, the repository it will trust, and the way between them."""
     repository = TestRepository(home / "vendor")
-    updater = UpdaterProcess(home, repository, device)
+    updater = UpdaterProcess(home, repository, device, loader=loader)
     (home / "run/agent").mkdir(parents=True)
     with relaying(repository.repo, home / "run/agent/relay.sock") as relay:
         try:

@@ -21,8 +21,8 @@ REQUIRED = {
     "server.ca_file": '"/usr/lib/tidewaiter/ca.pem"',
     "updater.slot_a": '"/dev/slot-a"',
     "updater.slot_b": '"/dev/slot-b"',
-    "updater.boot_env": '"/dev/bootenv"',
 }
+NEEDED_BY_DEFAULT = {"updater.boot_env": '"/dev/bootenv"'}
 
 
 class Device:
@@ -36,7 +36,7 @@ class Device:
 
     def image(self, *lines: str, without: str = "") -> None:
         """Write the image file: required keys, then dotted `lines`, which win."""
-        keys = {key: value for key, value in REQUIRED.items() if key != without}
+        keys = {key: value for key, value in (REQUIRED | NEEDED_BY_DEFAULT).items() if key != without}
         keys |= dict(line.split(" = ", 1) for line in lines)
         self.image_file.write_text("".join(f"{key} = {value}\n" for key, value in keys.items()))
 
@@ -224,6 +224,11 @@ def test_a_site_value_of_the_wrong_kind_is_refused(device: Device, line: str, ex
         ('hal.driver = "new-era"', "is not in hal.driver_allow"),
         ('updater.health_units = ["/bin/sh"]', "expected a unit name"),
         ('updater.slot_b = "/dev/slot-a"', "is the same device as updater.slot_a"),
+        ('updater.boot_backend = "lilo"', 'one of "simulated", "uboot", "grub", "systemd-boot"'),
+        ('updater.boot_env = ""', 'is needed with updater.boot_backend = "simulated"'),
+        ('updater.esp = "/boot/efi"', 'is of no use with updater.boot_backend = "simulated"'),
+        ('updater.boot_backend = "systemd-boot"', 'is of no use with updater.boot_backend = "systemd-boot"'),
+        ('updater.kernel_files = "/tmp"', "only with hal.bench = true"),
         ("audit.segment_bytes = 16777216", "is more than a quarter of the smallest audit budget"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice, aligned_buffer, i
 from tidewaiter_updater.errors import SlotError
 
 from tests.sim.image import ImageSpec, build_image
+from tests.sim.loop import loop_device
 
 SIZE = 64 * BLOCK_BYTES
 
@@ -80,20 +80,6 @@ def test_a_slot_opened_for_reading_cannot_be_written(slot: Path) -> None:
 def test_reading_past_the_end_is_an_error_not_zeros(slot: Path) -> None:
     with SlotDevice.open(slot) as device, pytest.raises(SlotError, match="no progress"):
         device.read_into(memoryview(aligned_buffer(2 * BLOCK_BYTES)), SIZE - BLOCK_BYTES)
-
-
-@contextlib.contextmanager
-def loop_device(path: Path, *options: str) -> Iterator[Path]:
-    made = subprocess.run(
-        ["losetup", "--find", "--show", *options, str(path)], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"needs root and loop devices: {made.stderr.strip()}")
-    device = Path(made.stdout.strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", str(device)], check=False)
 
 
 @pytest.fixture(params=[512, 4096])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tidewaiter_core.disk import Disk
 from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_updater.boot.booted import slot_of_cmdline
 from tidewaiter_updater.boot.envcopy import to_variables
@@ -39,33 +40,52 @@ def toy_uki(entry: UkiName) -> bytes:
     return f"kernel image {entry.stem}".encode()
 
 
-class SdBootScript:
-    """One power-on."""
+def is_toy_uki(entry: UkiName, data: bytes) -> bool:
+    """Whether the firmware finds the image that the name promises."""
+    return data == toy_uki(entry)
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._disk = SimDisk(storage, fat=ESP)
+
+class SdBootScript:
+    """One power-on, on any partition."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        root: Path = ESP,
+        *,
+        starts: Callable[[UkiName, bytes], bool] = is_toy_uki,
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            starts: Whether the firmware takes the content of an entry.
+            flush: Called after a rename: the firmware writes through.
+        """
+        self._disk = disk
+        self._entries = root / ENTRIES
+        self._starts = starts
+        self._flush = flush
 
     def run(self, probe: Probe) -> SlotName | None:
         """The slot that gets control; None is a reset."""
         chosen = self.first()
         if chosen is None:
             return None
-        at = ESP / ENTRIES / str(chosen)
+        at = self._entries / str(chosen)
         if chosen.left is not None:
             counted = chosen.counted(max(0, chosen.left - 1), done=chosen.done + 1)
-            target = ESP / ENTRIES / str(counted)
+            target = self._entries / str(counted)
             if not self._disk.exists(target):
                 self._disk.replace(at, target)
-                self._storage.flush("firmware writes through")
+                self._flush()
                 at = target
-        if self._disk.read(at, 4096) != toy_uki(chosen):
+        if not self._starts(chosen, self._disk.read(at, 4096)):
             return None  # the firmware refuses the image
         return chosen.slot if probe(chosen.slot) else None
 
     def first(self) -> UkiName | None:
         """The entry that is taken next."""
-        names = [UkiName.parse(entry.name) for entry in self._disk.entries(ESP / ENTRIES)]
+        names = [UkiName.parse(entry.name) for entry in self._disk.entries(self._entries)]
         entries = [name for name in names if name is not None]
         order = functools.cmp_to_key(
             lambda a, b: -1 if is_before(a, b) else 1 if is_before(b, a) else 0  # type: ignore[arg-type]
@@ -134,7 +154,7 @@ class SdBootBackend:
         return StagingSdBoot(boot, esp)
 
     def script(self, storage: Storage) -> SdBootScript:
-        return SdBootScript(storage)
+        return SdBootScript(SimDisk(storage, fat=ESP), flush=lambda: storage.flush("firmware writes through"))
 
     def in_force(self, content: Mapping[tuple[Any, ...], Any]) -> BootEnv | None:
         """What the updater would read: the record of a content or state, put together with the names in it."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tidewaiter_core.model import SlotName
 
 from tidewaiter_updater.boot import SlotMismatchError
 from tidewaiter_updater.boot.rootdevice import Device, Kernel, root_devices
+from tidewaiter_updater.errors import SlotError
 from tidewaiter_updater.medium import SYSTEM_MEDIA, Media
+
+Said = TypeVar("Said")
 
 _PARAMETER: Final = "tidewaiter.slot="
 
@@ -53,11 +56,12 @@ class BootedSlot:
 
         Raises:
             SlotMismatchError: The witnesses do not agree, or one of them does not say.
-            SlotError: A slot device cannot be looked at.
         """
-        named = slot_of_cmdline(self._cmdline())
+        named = slot_of_cmdline(self._asked(self._cmdline))
         below = root_devices(self._kernel)
-        identities = {slot: self._media.identity(path) for slot, path in self._slots.items()}
+        identities = self._asked(
+            lambda: {slot: self._media.identity(path) for slot, path in self._slots.items()}
+        )
         found = [slot for slot, device in identities.items() if device in below]
         if found != [named]:
             raise SlotMismatchError(
@@ -66,6 +70,15 @@ class BootedSlot:
                 f"(A is {_name(identities[SlotName.A])}, B is {_name(identities[SlotName.B])}); nothing is written"
             )
         return named
+
+    @staticmethod
+    def _asked(witness: Callable[[], Said]) -> Said:
+        try:
+            return witness()
+        except (OSError, SlotError) as err:
+            raise SlotMismatchError(
+                f"a witness of the booted slot cannot be asked: {err}; the booted slot is unknown, nothing is written"
+            ) from err
 
 
 def _names(devices: frozenset[Device]) -> str:
