@@ -7,7 +7,6 @@ out. A copy that is not what a record promised costs a fetch, counted and within
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 
 from tidewaiter_core.payload.index import IndexReader
@@ -19,11 +18,12 @@ from tidewaiter_updater.fetcher import Fetcher
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.pack_units import PackUnits
 from tidewaiter_updater.pipeline import Sink
-from tidewaiter_updater.plan import ChunkHashes, HashLookup, Origin, Span, TransferPlan
+from tidewaiter_updater.plan import ChunkHashes, HashLookup, Origin, TransferPlan
 from tidewaiter_updater.readback import IndexTable
 from tidewaiter_updater.sources import Source
-from tidewaiter_updater.stage import Control
+from tidewaiter_updater.stage import Control, WorkTimes
 from tidewaiter_updater.supply import ActiveSlot, ChunkReader, Meter, Supplied, Wrong
+from tidewaiter_updater.unpacking import Unpacker
 
 __all__ = ["ActiveSlot", "ChunkSupply"]
 
@@ -43,6 +43,7 @@ class ChunkSupply:
         promised: ChunkHashes | None,
         meter: Meter,
         step: Callable[[], None],
+        times: WorkTimes | None = None,
     ) -> None:
         """
         Args:
@@ -57,14 +58,12 @@ class ChunkSupply:
         chunk_bytes = index.header.chunk_bytes
         self._active = active if active is not None and active.table.chunk_bytes == chunk_bytes else None
         self._promised = promised if promised is not None and promised.chunk_bytes == chunk_bytes else None
-        self._units = PackUnits(component, index, source, meter)
+        self._units = PackUnits(component, index, source, meter, times)
         self._reader = ChunkReader(IndexTable(index))
         self._root = component.image_root
         self._plan: TransferPlan | None = None
-        self._fetcher: Fetcher | None = None
+        self._unpacker: Unpacker | None = None
         self._settled_before = 0
-        self._span: Span | None = None
-        self._span_data = bytearray()
         self.what = self._units.path
         self.meter = meter
         self.active_differs = 0
@@ -81,7 +80,11 @@ class ChunkSupply:
 
     @contextlib.contextmanager
     def fetching(self, control: Control) -> Iterator[None]:
-        with Fetcher(self._source, self._units.path, self._planned.spans, control) as self._fetcher:
+        chunk_bytes = self._index.header.chunk_bytes
+        with (
+            Fetcher(self._source, self._units.path, self._planned.spans, control) as fetcher,
+            Unpacker(fetcher, self._units, chunk_bytes=chunk_bytes, wait=self._step) as self._unpacker,
+        ):
             yield
 
     def obtain(self, chunk: int, sink: Sink) -> Supplied:
@@ -146,19 +149,10 @@ class ChunkSupply:
 
     def _from_span(self, chunk: int) -> bytes | memoryview:
         """A chunk out of the spans that arrive in plan order."""
-        if self._fetcher is None:
+        if self._unpacker is None:
             raise RuntimeError("a chunk was asked for while nothing is fetched")
-        if self._span is None:
-            self._span, self._span_data = self._fetcher.next(self._step)
-        unit = self._index.unit(chunk)
-        start = unit.offset - self._span.offset
-        stored: bytes | memoryview = memoryview(self._span_data)[start : start + unit.stored_bytes]
-        if hashlib.sha256(stored).digest() != unit.sha256:
-            stored = self._units.fetched_alone(chunk)
-        data = self._units.decoded(chunk, stored)
-        if chunk == self._span.chunks[-1]:
-            # A stored-raw chunk is a view of the span, which its view keeps alive; the room is free for the next one.
-            self._span, self._span_data = None, bytearray()
-            self._fetcher.release()
+        data = self._unpacker.next(chunk)
+        if data is None:
+            data = self._units.decoded(chunk, self._units.fetched_alone(chunk))
         self.meter.check(self.what)
         return data

@@ -12,7 +12,7 @@ from typing import Final, Self
 from tidewaiter_updater.errors import SourceError
 from tidewaiter_updater.plan import Span
 from tidewaiter_updater.sources import Source
-from tidewaiter_updater.stage import POLL_S, Control, Stage
+from tidewaiter_updater.stage import POLL_S, Control, Stage, Work
 
 SPANS_AHEAD: Final = 2
 """Two spans of 2 MiB: one is decoded while the next arrives, and 4 MiB is all that a power cut may cost here."""
@@ -26,7 +26,7 @@ class Fetcher:
         self._path = path
         self._spans = spans
         self._control = control
-        self._ready: queue.SimpleQueue[tuple[Span, list[bytes]]] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[Span, bytearray]] = queue.SimpleQueue()
         self._room = threading.Semaphore(SPANS_AHEAD)
         self._stopped = threading.Event()
         self._stage = Stage("fetch", self._fetch_all)
@@ -36,11 +36,16 @@ class Fetcher:
         """The next span and its bytes; `release` must follow when they are used up."""
         while True:
             with contextlib.suppress(queue.Empty):
-                span, pieces = self._ready.get(timeout=POLL_S)
-                return span, _joined(pieces, span.length)
+                return self._ready.get(timeout=POLL_S)
             wait()
             if self._stage.failure is not None and self._ready.empty():
                 raise self._stage.failure
+
+    def arrived(self) -> tuple[Span, bytearray] | None:
+        """As `next`, but None instead of waiting, and instead of an error, which the next `next` raises."""
+        with contextlib.suppress(queue.Empty):
+            return self._ready.get_nowait()
+        return None
 
     def release(self) -> None:
         """The span given out last is used up: there is room for another."""
@@ -68,25 +73,21 @@ class Fetcher:
                 self._control.beat("fetch")
             if self._stopped.is_set():
                 return
-            pieces = []
-            for piece in self._source.span(self._path, span.offset, span.length):
-                self._control.beat("fetch")
-                pieces.append(piece)
-            if sum(map(len, pieces)) != span.length:
-                raise SourceError(
-                    f"{self._path}: source gave {sum(map(len, pieces))} of {span.length} bytes; not used",
-                    code="source.bad-range",
-                )
-            self._ready.put((span, pieces))
+            began_s = self._control.times.now()
+            data = self._fetched(span)
+            self._control.times.spent(Work.FETCH, began_s)
+            self._ready.put((span, data))
 
-
-def _joined(pieces: list[bytes], length: int) -> bytearray:
-    """One buffer from many pieces, freeing each as it is copied."""
-    data = bytearray(length)
-    at = 0
-    pieces.reverse()
-    while pieces:
-        piece = pieces.pop()
-        data[at : at + len(piece)] = piece
-        at += len(piece)
-    return data
+    def _fetched(self, span: Span) -> bytearray:
+        data = bytearray(span.length)
+        got = 0
+        for piece in self._source.span(self._path, span.offset, span.length):
+            self._control.beat("fetch")
+            if got + len(piece) <= span.length:
+                data[got : got + len(piece)] = piece
+            got += len(piece)
+        if got != span.length:
+            raise SourceError(
+                f"{self._path}: source gave {got} of {span.length} bytes; not used", code="source.bad-range"
+            )
+        return data

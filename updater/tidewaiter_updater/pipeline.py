@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice, aligned_buffer
-from tidewaiter_updater.stage import POLL_S, Control, Stage
+from tidewaiter_updater.stage import POLL_S, Control, Stage, Work
 
 __all__ = ["BUFFER_BYTES", "Control", "Sink"]
 
@@ -166,12 +166,14 @@ class Sink:
                         return  # the sync stage holds the error
                     self._control.beat("write")
                     self._change.wait(POLL_S)
+            began_s = self._control.times.now()
             if buffer is None:
                 self._device.zero(offset, length)
             else:
                 with memoryview(buffer) as view:
                     self._device.write(view[:length], offset)
                 self._free.put(buffer)
+            self._control.times.spent(Work.WRITE, began_s)
             self._control.beat("write")
             with self._change:
                 self._written += length
@@ -193,7 +195,9 @@ class Sink:
                     self._control.beat("sync")
                     self._change.wait(POLL_S)
                 upto = self._written
+            began_s = self._control.times.now()
             self._device.sync()
+            self._control.times.spent(Work.SYNC, began_s)
             self._control.beat("sync")
             with self._change:
                 self._synced = upto

@@ -128,21 +128,7 @@ class TransferPlan:
         self._copy_from = array("i", [-1]) * index.header.chunk_count
         self._move_from = array("i", [-1]) * (index.header.chunk_count if target is not None else 0)
         self._methods = bytearray(index.header.chunk_count)
-        for chunk in self.wrong_chunks():
-            step()
-            method = self._methods[chunk] = index.unit(chunk).method
-            if method is Method.ZERO:
-                continue
-            digest = index.chunk_hash(chunk)
-            if active is not None:
-                # The same position first: a record that is right there is the common case, and reads stay sequential.
-                found = active.first_at_or_after(digest, chunk)
-                found = found if found is not None else active.first_at_or_after(digest, 0)
-                self._copy_from[chunk] = -1 if found is None else found
-            if target is not None and self._copy_from[chunk] < 0:
-                found = target.first_at_or_after(digest, chunk + 1)
-                self._move_from[chunk] = -1 if found is None else found
-        self.spans = tuple(spans(self._stored(), span_bytes=SPAN_BYTES))
+        self.spans = tuple(spans(self._planned(active, target, step), span_bytes=SPAN_BYTES))
         """The requests of this plan, in chunk order."""
         self.expected_fetch_bytes = sum(span.length for span in self.spans)
         """All bytes that the spans of this plan have, gaps included."""
@@ -175,7 +161,29 @@ class TransferPlan:
         found = self._move_from[chunk] if self._move_from else -1
         return found if found >= 0 else None
 
-    def _stored(self) -> Iterator[tuple[int, Unit]]:
+    def _planned(
+        self, active: HashLookup | None, target: HashLookup | None, step: Callable[[], None]
+    ) -> Iterator[tuple[int, Unit]]:
+        """Decide about each wrong chunk, in one pass over the index; gives those that are to be fetched."""
         for chunk in self.wrong_chunks():
+            step()
+            unit = self._index.unit(chunk)
+            self._methods[chunk] = unit.method
+            if unit.method is Method.ZERO:
+                continue
+            self._look_on_device(chunk, active, target)
             if self.origin(chunk) is Origin.PACK:
-                yield chunk, self._index.unit(chunk)
+                yield chunk, unit
+
+    def _look_on_device(self, chunk: int, active: HashLookup | None, target: HashLookup | None) -> None:
+        if active is None and target is None:
+            return
+        digest = self._index.chunk_hash(chunk)
+        if active is not None:
+            # The same position first: a record that is right there is the common case, and reads stay sequential.
+            found = active.first_at_or_after(digest, chunk)
+            found = found if found is not None else active.first_at_or_after(digest, 0)
+            self._copy_from[chunk] = -1 if found is None else found
+        if target is not None and self._copy_from[chunk] < 0:
+            found = target.first_at_or_after(digest, chunk + 1)
+            self._move_from[chunk] = -1 if found is None else found

@@ -6,6 +6,7 @@ good hash (update-engine.md section 7).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
@@ -15,8 +16,9 @@ from tidewaiter_core.payload.index import IndexReader
 from tidewaiter_updater.device import SlotDevice, aligned_buffer
 from tidewaiter_updater.errors import SlotError
 from tidewaiter_updater.model import ByteCounts, TransferProgress
-from tidewaiter_updater.pipeline import BUFFER_BYTES, Control
 from tidewaiter_updater.plan import ChunkHashes
+from tidewaiter_updater.scan import chunk_digests
+from tidewaiter_updater.stage import Control
 
 _REPORT_BYTES = 8 * 1024 * 1024
 
@@ -128,22 +130,15 @@ def _hashes(table: IndexReader | ChunkHashes) -> ChunkHashes:
 def _digests(
     device: SlotDevice, table: ChunkHashes, control: Control, progress: Callable[[TransferProgress], None]
 ) -> Iterator[tuple[int, bytes | None]]:
-    """The hash of each chunk, None where it cannot be read; reads windows of at least 1 MiB."""
-    window_bytes = max(table.chunk_bytes, BUFFER_BYTES)
-    buffer = aligned_buffer(window_bytes)
-    for start in range(0, table.image_bytes, window_bytes):
-        control.check(f"{device.name}: reading")
-        length = min(window_bytes, table.image_bytes - start)
-        readable = True
-        with memoryview(buffer) as view, view[:length] as part:
-            try:
-                device.read_into(part, start)
-            except SlotError:
-                readable = False
-            for at in range(0, length, table.chunk_bytes):
-                control.beat("assemble")
-                digest = hashlib.sha256(part[at : at + table.chunk_bytes]).digest()
-                yield (start + at) // table.chunk_bytes, digest if readable else None
-        if (start + length) % _REPORT_BYTES < window_bytes:
-            progress(TransferProgress(counts=ByteCounts(total=table.image_bytes, skipped=start + length)))
-    progress(TransferProgress(counts=ByteCounts(total=table.image_bytes, skipped=table.image_bytes)))
+    """The hash of each chunk, None where it cannot be read."""
+    total, unreported = table.image_bytes, 0
+    digests = chunk_digests(device, image_bytes=total, chunk_bytes=table.chunk_bytes, control=control)
+    with contextlib.closing(digests):
+        for chunk, digest in digests:
+            yield chunk, digest
+            unreported += table.chunk_bytes
+            if unreported >= _REPORT_BYTES:
+                unreported = 0
+                read_bytes = min(total, (chunk + 1) * table.chunk_bytes)
+                progress(TransferProgress(counts=ByteCounts(total=total, skipped=read_bytes)))
+    progress(TransferProgress(counts=ByteCounts(total=total, skipped=total)))

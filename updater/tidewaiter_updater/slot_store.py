@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tidewaiter_core.clock import Clock
@@ -17,10 +18,12 @@ from tidewaiter_core.payload.index import IndexReader
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater import pipeline, slots
-from tidewaiter_updater.device import SYSTEM_MEDIA, Media, SlotDevice, aligned_buffer
+from tidewaiter_updater.device import SYSTEM_MEDIA, Media, SlotDevice
+from tidewaiter_updater.errors import SlotError
 from tidewaiter_updater.index_store import HashTable, IndexStore
 from tidewaiter_updater.model import SlotRecord
 from tidewaiter_updater.ports import Control, Notify, Report
+from tidewaiter_updater.scan import chunk_digests
 from tidewaiter_updater.slot_write import Given, SlotWrite, patch_from
 from tidewaiter_updater.sources import Source
 from tidewaiter_updater.stage import Step
@@ -124,13 +127,20 @@ class DeviceSlots:
         with self._reader(slot) as device:
             if device.size_bytes < component.image_bytes:
                 return False
-            buffer = aligned_buffer(component.chunk_bytes)
-            for offset in range(0, component.image_bytes, component.chunk_bytes):
-                self._step(watch, beats=beats)
-                length = min(component.chunk_bytes, component.image_bytes - offset)
-                with memoryview(buffer) as view, view[:length] as part:
-                    device.read_into(part, offset)
-                    root.update(hashlib.sha256(part).digest())
+            digests = chunk_digests(
+                device,
+                image_bytes=component.image_bytes,
+                chunk_bytes=component.chunk_bytes,
+                control=watch if beats else replace(watch, beat=lambda stage: None),
+            )
+            for chunk, digest in digests:
+                if digest is None:  # not the same as "holds something else": nothing is decided on it
+                    raise SlotError(
+                        f"{device.name}: chunk {chunk} cannot be read; whether it holds {component.name} is not known",
+                        code="slot.io",
+                        retryable=True,
+                    )
+                root.update(digest)
         return root.hexdigest() == component.image_root
 
     def _table(self, record: SlotRecord | None, stack: ExitStack) -> HashTable | None:
@@ -154,8 +164,3 @@ class DeviceSlots:
 
     def _watch(self, control: Control) -> pipeline.Control:
         return pipeline.Control(paused=control.paused, cancelled=control.cancelled, beat=self._beat)
-
-    def _step(self, watch: pipeline.Control, *, beats: bool) -> None:
-        watch.check("reading")
-        if beats:
-            self._beat("assemble")

@@ -110,6 +110,7 @@ def install(
         promised=promised if only is None else None,
         meter=Meter(source, began_bytes=began_bytes, cap_bytes=cap_bytes),
         step=Step(f"{device.name}: writing", control, clock),
+        times=control.times,
     )
     return fill(
         device,

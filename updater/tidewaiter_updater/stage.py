@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 from tidewaiter_core.clock import Clock
@@ -15,6 +17,37 @@ POLL_S: Final = 0.5
 """How often whoever waits looks around and gives its beat."""
 
 
+class Work(StrEnum):
+    """What the threads of a transfer spend their time on."""
+
+    FETCH = "fetch"
+    HASH = "hash"
+    DECODE = "decode"
+    WRITE = "write"
+    SYNC = "sync"
+
+
+class WorkTimes:
+    """How long each kind of work took, summed over the threads: which one an installation waits for. A measure, no control."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
+        """A clock in seconds, for the beginning of a piece of work."""
+        self._lock = threading.Lock()
+        self._seconds = dict.fromkeys(Work, 0.0)
+
+    def spent(self, work: Work, began_s: float) -> float:
+        """Add the time since `began_s`; returns the end of it, where the next piece begins."""
+        now_s = self.now()
+        with self._lock:
+            self._seconds[work] += now_s - began_s
+        return now_s
+
+    def seconds(self) -> dict[Work, float]:
+        with self._lock:
+            return dict(self._seconds)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
     """What the engine says while a transfer runs, and how the transfer says that it is alive."""
@@ -23,6 +56,7 @@ class Control:
     cancelled: Callable[[], bool] = lambda: False
     beat: Callable[[str], None] = lambda stage: None
     """Called with the stage (fetch, assemble, write, sync) at each step and about twice a second while it waits."""
+    times: WorkTimes = field(default_factory=WorkTimes)
 
     def check(self, what: str) -> None:
         """Raise InstallCancelledError if the engine asked to stop."""
@@ -42,13 +76,12 @@ class Step:
 
     def __call__(self) -> None:
         """Raises InstallCancelledError."""
-        never = threading.Event()
         self._control.check(self._what)
         self._control.beat("assemble")
         while self._control.paused():
             self._control.check(self._what)
             self._control.beat("assemble")
-            self._clock.wait(never, POLL_S)
+            self._clock.wait(threading.Event(), POLL_S)
 
 
 class Stage:

@@ -4,7 +4,8 @@ Read by windows, never loaded whole: a 256 GiB image has an index of 22 MiB. Inv
 1. Nothing is believed before it is checked: the header at construction, each table entry when asked for.
 2. An entry that passed refers only to bytes inside the pack, or to an earlier chunk that is stored itself.
 3. Entries prove nothing about content; `verify_tables` ties the tables to the roots that release.json signs.
-The reader keeps one window per table and replaces it as a whole: threads may share it if `read_at` allows.
+The reader keeps one window per table and replaces it as a whole, and the entry it gave last: threads may share it if `read_at`
+allows.
 
 Source: update-engine.md section 4.2.
 """
@@ -78,6 +79,7 @@ class IndexReader:
         )
         self._hashes = _Window(0, b"")
         self._units = _Window(0, b"")
+        self._last: tuple[int, Unit] | None = None
 
     def chunk_length(self, number: int) -> int:
         """How many bytes the chunk has: the last one may be short."""
@@ -99,6 +101,9 @@ class IndexReader:
         Raises:
             PayloadError: The entry leaves the pack, or contradicts the rest of the index.
         """
+        last = self._last
+        if last is not None and last[0] == number:
+            return last[1]
         unit = parse_unit(self._raw_unit(number), number=number, header=self.header)
         if unit.method is Method.RAW and unit.sha256 != self.chunk_hash(number):
             raise PayloadMapError(
@@ -106,6 +111,7 @@ class IndexReader:
             )
         if unit.method is Method.SAME:
             self._check_same(number, unit.offset)
+        self._last = (number, unit)
         return unit
 
     def find(self, hash32: bytes) -> list[int]:

@@ -44,6 +44,12 @@ class Method(IntEnum):
     """Not stored: equal to the earlier chunk whose number is in `offset`."""
 
 
+# Plain numbers for the loop over every chunk: going through the enumeration costs more than all other checks together.
+_METHODS = tuple(Method)
+_ZERO, _RAW, _SAME = int(Method.ZERO), int(Method.RAW), int(Method.SAME)
+_NOT_STORED = (_ZERO, _SAME)
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One entry of the pack table."""
@@ -167,28 +173,34 @@ def parse_unit(data: bytes, *, number: int, header: IndexHeader) -> Unit:
         PayloadError: The entry leaves the pack or breaks a rule of its method.
     """
     offset, stored_bytes, method, reserved, digest = _UNIT.unpack(data)
-    if reserved != bytes(3) or method > Method.SAME:
+    if reserved != b"\0\0\0" or method > _SAME:
         raise PayloadLimitError(
             f"index: chunk {number}: method {method}, reserved {reserved.hex()}; the release is refused"
         )
-    unit = Unit(offset, stored_bytes, Method(method), digest)
-    what = f"index: chunk {number} ({unit.method.name.lower()})"
-    if unit.method in (Method.ZERO, Method.SAME):
-        if stored_bytes or digest != _NO_HASH or (unit.method is Method.ZERO and offset):
-            raise PayloadLimitError(f"{what}: fields that must be zero are not; the release is refused")
-        if unit.method is Method.SAME and offset >= number:
+    unit = Unit(offset, stored_bytes, _METHODS[method], digest)
+    if method in _NOT_STORED:
+        if stored_bytes or digest != _NO_HASH or (method == _ZERO and offset):
+            raise PayloadLimitError(
+                f"{_name(number, unit)}: fields that must be zero are not; the release is refused"
+            )
+        if method == _SAME and offset >= number:
             raise PayloadMapError(
-                f"{what}: refers to chunk {offset}, which is not earlier; the release is refused"
+                f"{_name(number, unit)}: refers to chunk {offset}, which is not earlier; the release is refused"
             )
         return unit
     longest = header.chunk_length(number)
-    shortest = longest if unit.method is Method.RAW else 1
-    if not shortest <= stored_bytes <= longest or offset < header.pack_header_bytes:
+    shortest = longest if method == _RAW else 1
+    if not shortest <= stored_bytes <= longest or offset < PACK_HEADER_BYTES:
         raise PayloadLimitError(
-            f"{what}: {stored_bytes} bytes stored at {offset} for a chunk of {longest}; refused"
+            f"{_name(number, unit)}: {stored_bytes} bytes stored at {offset} for a chunk of {longest}; refused"
         )
-    end_of(offset, stored_bytes, limit=header.pack_bytes, what=what)
+    if offset + stored_bytes > header.pack_bytes:
+        end_of(offset, stored_bytes, limit=header.pack_bytes, what=_name(number, unit))
     return unit
+
+
+def _name(number: int, unit: Unit) -> str:
+    return f"index: chunk {number} ({unit.method.name.lower()})"
 
 
 def build_index(

@@ -1,0 +1,112 @@
+"""Decodes the chunks of a pack's spans ahead of the one who writes them, on two threads, in order.
+
+Hashing and decoding are most of the work of an installation; both release the interpreter's lock. The bounds: four batches of
+1 MiB of content on top of the two spans that `fetcher` holds, and a span stays counted there until its last chunk is used, so
+that what a power cut costs does not grow.
+
+Source: update-engine.md section 7 ("overlap decode, hash and write").
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from tidewaiter_updater.fetcher import Fetcher
+from tidewaiter_updater.pack_units import PackUnits
+from tidewaiter_updater.plan import Span
+
+BATCH_BYTES: Final = 1024 * 1024
+BATCHES_AHEAD: Final = 4
+THREADS: Final = 2
+
+
+class _Batch(NamedTuple):
+    """Neighboring chunks of one span, being decoded."""
+
+    chunks: deque[int]
+    contents: Future[deque[bytes | memoryview | None]]
+    ends_span: bool
+
+
+class Unpacker:
+    """Gives the chunks that are to be fetched, in the order of the plan."""
+
+    def __init__(
+        self, fetcher: Fetcher, units: PackUnits, *, chunk_bytes: int, wait: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            wait: Called about twice a second while waiting for the source; may raise to end the transfer.
+        """
+        self._fetcher = fetcher
+        self._units = units
+        self._wait = wait
+        self._batch_chunks = max(1, BATCH_BYTES // chunk_bytes)
+        self._pool = ThreadPoolExecutor(THREADS, "slot-unpack")
+        self._ahead: deque[_Batch] = deque()
+        self._span: Span | None = None
+        self._span_data = bytearray()
+        self._begun = 0
+
+    def next(self, chunk: int) -> bytes | memoryview | None:
+        """The bytes of `chunk`, proven; None if the source gave others than the index says.
+
+        Raises:
+            SourceError: The span could not be fetched.
+            PayloadError: A unit decodes to another chunk, or to none.
+        """
+        self._refill()
+        batch = self._ahead[0]
+        contents = batch.contents.result()
+        expected = batch.chunks.popleft()
+        if expected != chunk:
+            raise RuntimeError(f"chunk {chunk} was asked for where the plan has {expected}")
+        content = contents.popleft()
+        if not batch.chunks:
+            self._ahead.popleft()
+            if batch.ends_span:
+                self._fetcher.release()
+        return content
+
+    def close(self) -> None:
+        """End the threads; what was decoded ahead is dropped."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refill(self) -> None:
+        """Start whatever there is room for; wait for the source only if there is nothing else to do."""
+        while len(self._ahead) < BATCHES_AHEAD:
+            if self._span is None:
+                arrived = self._fetcher.arrived() if self._ahead else self._fetcher.next(self._wait)
+                if arrived is None:
+                    return
+                self._span, self._span_data = arrived
+                self._begun = 0
+            self._ahead.append(self._started(self._span))
+
+    def _started(self, span: Span) -> _Batch:
+        """The next batch of a span, begun."""
+        chunks = span.chunks[self._begun : self._begun + self._batch_chunks].tolist()
+        self._begun += len(chunks)
+        contents = self._pool.submit(self._unpack, chunks, span.offset, self._span_data)
+        ends_span = self._begun == len(span.chunks)
+        if ends_span:
+            self._span, self._span_data = None, bytearray()  # the batches keep the bytes alive
+        return _Batch(deque(chunks), contents, ends_span)
+
+    def _unpack(
+        self, chunks: list[int], span_offset: int, data: bytearray
+    ) -> deque[bytes | memoryview | None]:
+        view = memoryview(data)
+        return deque(self._units.unpacked(chunk, view, span_offset) for chunk in chunks)
