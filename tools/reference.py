@@ -147,6 +147,10 @@ def help_text(program: str, *words: str) -> str:
         RuntimeError: It does not end with 0.
     """
     command = [str(Path(sys.executable).parent / program), *words, "--help"]
+    if not Path(command[0]).exists():
+        raise RuntimeError(
+            f"{program} is newer than this environment; run: rm .venv/.ready && tools/venv.sh .venv"
+        )
     environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tidewaiter_agent.cli_context import Commands
 
 SCOPE = ["install", "activate"]
+IRREVERSIBLE = "irreversible"
+NO_WAY_BACK = (
+    "after this release the earlier one cannot come back, because it cannot read the data that this one makes"
+)
 
 
 def add_commands(commands: Commands) -> None:
@@ -38,6 +42,9 @@ def add_commands(commands: Commands) -> None:
             type=int,
             default=0,
             help="how long the consent lives; the site's maximum if not given",
+        )
+        command.add_argument(
+            "--irreversible", action="store_true", help="agree also that the earlier release cannot come back"
         )
     revoke = add(below, "revoke", _revoke, "take a grant back; works without network")
     revoke.add_argument("grant", help="id of the grant")
@@ -61,6 +68,8 @@ def _list(context: Context, arguments: argparse.Namespace) -> int:
 def _answer(context: Context, arguments: argparse.Namespace) -> int:
     prompt = _prompt(context, arguments.prompt)
     yes = arguments.reply == "yes"
+    if yes and prompt["needs_local"] and not arguments.irreversible:
+        _must_be_reversible(context, prompt["digest"])
     reply = context.agent(
         "Answer", {"prompt_id": prompt["id"], "yes": yes, "duration_s": max(0, arguments.minutes) * 60}
     )
@@ -68,16 +77,18 @@ def _answer(context: Context, arguments: argparse.Namespace) -> int:
         context.say(f"{prompt['product']} {prompt['version']}: refused; not asked again for 24 hours")
         return Exit.OK
     if prompt["needs_local"]:
-        _tell_updater(context, reply["grant"])
+        _tell_updater(context, reply["grant"], arguments)
     context.say(f"{prompt['product']} {prompt['version']}: agreed; grant {grant_text(reply['grant'])}")
     return Exit.OK
 
 
 def _grant(context: Context, arguments: argparse.Namespace) -> int:
     digest = arguments.digest.lower()
+    if not arguments.irreversible:
+        _must_be_reversible(context, digest)
     grant = context.agent("Grant", {"digest": digest, "duration_s": max(0, arguments.minutes) * 60})["grant"]
     try:
-        _tell_updater(context, grant)
+        _tell_updater(context, grant, arguments)
     except TidewaiterError as err:
         # It may simply not have the release in hand yet; a release that needs no local consent does not care.
         context.say(
@@ -93,10 +104,22 @@ def _revoke(context: Context, arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def _tell_updater(context: Context, grant: dict[str, Any]) -> None:
+def _tell_updater(context: Context, grant: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Under our own credentials: the updater does not believe the agent about a person."""
     until = SystemClock().now_utc() + timedelta(seconds=grant["remaining_s"])
-    context.updater("Consent", {"digest": grant["digest"], "scope": SCOPE, "until": format_utc(until)})
+    scope = [*SCOPE, IRREVERSIBLE] if arguments.irreversible else SCOPE
+    context.updater("Consent", {"digest": grant["digest"], "scope": scope, "until": format_utc(until)})
+
+
+def _must_be_reversible(context: Context, digest: str) -> None:
+    """Nobody agrees to something that cannot be undone without having read that."""
+    try:
+        release = context.updater("GetStatus")["status"].get("release")
+    except TidewaiterError:
+        return  # the updater itself asks for those words before it does anything
+    if release is not None and release["digest"] == digest and not release["reversible"]:
+        text = f"{release['product']} {release['version']}: {NO_WAY_BACK}; agree to that with --irreversible"
+        raise TidewaiterError(text, code="consent.irreversible")
 
 
 def _prompt(context: Context, start: str) -> dict[str, Any]:

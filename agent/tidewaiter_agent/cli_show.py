@@ -64,6 +64,9 @@ def update_text(status: Mapping[str, Any]) -> str:
             ("release", f"{release['product']} {release['version']} -> slot {status.get('target') or '?'}")
         )
         rows.append(("digest", release["digest"]))
+        if not release["reversible"]:
+            text = "no: the earlier release cannot read the data that this one makes"
+            rows.append(("can be undone", text))
     if counts["total"] > 0:
         rows.append(
             (

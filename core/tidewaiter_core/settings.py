@@ -124,6 +124,15 @@ class Paths:
         return self.run_dir / "agent" / "local.sock"
 
     @property
+    def migrate_dir(self) -> Path:
+        """Root's own: lock and progress of tidewaiter-migrate."""
+        return self.run_dir / "migrate"
+
+    @property
+    def settle_flag(self) -> Path:
+        return self.run_dir / "settle" / "now"
+
+    @property
     def reboot_flag(self) -> Path:
         return self.run_dir / "reboot" / "now"
 
@@ -311,6 +320,23 @@ class Updater:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """The product's versioned data, if the image says that it keeps any."""
+
+    sets_dir: Path = image(
+        Path("/data/sets"), "Where the data sets lie, one folder per schema, all on one file system."
+    )
+    programs_dir: Path = image(Path("/usr/lib/tidewaiter/migrate.d"), "Migration programs of the image.")
+    deadline_s: int = image(600, "Time for the whole data step of a release.", low=1, high=600)
+    keep_days: int = image(
+        30,
+        "How long a replaced set is kept at least, even when no slot that may boot reads it.",
+        low=30,
+        high=3650,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole configuration of a device."""
 
@@ -327,6 +353,7 @@ class Settings:
     audit: Audit
     hal: Hal
     updater: Updater
+    data: Data
 
     def violations(self) -> Iterator[Violation]:
         """Values that are fine alone but not together."""

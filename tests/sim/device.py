@@ -30,15 +30,18 @@ from tidewaiter_updater.errors import InstallCancelledError, InterlockError
 from tidewaiter_updater.model import (
     BootEnv,
     ByteCounts,
+    Channel,
     CheckResult,
+    Consent,
     Decision,
     FloorValues,
     HealthCheck,
     Held,
     RunningRelease,
+    Scope,
     TransferProgress,
 )
-from tidewaiter_updater.ports import Control, Notice, Notify, Ports, Report
+from tidewaiter_updater.ports import Control, DataSets, NoDataSets, Notice, Notify, Ports, Report
 from tidewaiter_updater.transaction import Site
 from tidewaiter_updater.trust_wire import Listed
 
@@ -457,11 +460,14 @@ class Device:
         self.injector = ToyInjector(self.power)
         self.trust = ToyTrust()
         self.health = ToyHealth()
+        self.sets: DataSets = NoDataSets()
         self.images: dict[str, list[str]] = {}
         self.identities: dict[tuple[str, ...], RunningRelease] = {}
         self.boots = 0
         self.engine: Engine | None = None
         self.broken_slots: set[SlotName] = set()
+        self.agrees = True
+        """Whether the person at the device says yes to a release that cannot be undone."""
         first = self.make("1.0", 1)
         for slot in SlotName:
             self.storage.slots[slot] = list(first.image)
@@ -495,6 +501,7 @@ class Device:
             security_epoch=release.security_epoch,
             built_utc=FIRST_BUILT_UTC,
             hw=(HW,),
+            data=release.data,
         )
         self.trust.documents[release.path] = data
         return Made(data=data, release=release, image=image)
@@ -530,6 +537,7 @@ class Device:
             reboot=self.reboot,
             audit=self.audit,
             health=self.health,
+            data=self.sets,
         )
         self.engine = Engine(ports, site=self.site, identity=identity, boot_id=self.boot_id, rng=Random(1))
         self.power.phase = lambda: self.engine.transaction.phase.value if self.engine else ""
@@ -577,7 +585,8 @@ class Device:
         if transaction.open_digest() is None:
             offer = engine.check("relay", made.path)
             if offer.installable and not self.is_running(made):
-                engine.install(made.release.digest)
+                consent = no_way_back(made) if self.agrees else None
+                engine.install(made.release.digest, consent=consent)
         self.work()
         if transaction.phase.value in ("STAGED", "WAIT_WINDOW"):
             engine.activate(made.release.digest, window_open=True)
@@ -630,6 +639,20 @@ class Device:
         if self.engine is None:
             raise RuntimeError("the device is off")
         return self.engine
+
+
+def no_way_back(made: Made) -> Consent | None:
+    """What a person at the device says to a release whose data the earlier one cannot read; others need no such words."""
+    if made.release.data.reversible:
+        return None
+    return Consent(
+        digest=made.release.digest,
+        scope=tuple(Scope),
+        channel=Channel.LOCAL,
+        who="operator",
+        given_utc=FIRST_BUILT_UTC,
+        expires_utc="2036-11-24T12:00:00.000Z",
+    )
 
 
 def release_fields(version: str, sequence: int, root: Sha256, **options: Any) -> dict[str, Any]:

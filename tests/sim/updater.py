@@ -33,6 +33,7 @@ class Offered:
     digest: str = DIGEST
     version: str = "2.1.0"
     consent: str = "none"
+    reversible: bool = True
     code: str = ""
     """Not empty: not installable, for this reason."""
 
@@ -178,6 +179,7 @@ class UpdaterWorld:
             "consent": offered.consent,
             "risk": "minor",
             "activation": "any",
+            "reversible": offered.reversible,
             "notes": {"en": "fixes"},
         }
 

@@ -744,6 +744,7 @@ def test_an_ended_trial_is_written_although_the_audit_log_is_full() -> None:
     assert env_of(device).committed is SlotName.B
 
 
+@pytest.mark.parametrize("lost", ["journal", "state directory"])
 @pytest.mark.parametrize("after_floors", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -754,7 +755,7 @@ def test_an_ended_trial_is_written_although_the_audit_log_is_full() -> None:
     ids=["epoch", "irreversible data"],
 )
 def test_a_journal_lost_between_commit_and_raise_does_not_leave_the_old_slot_bootable(
-    options: dict[str, Any], after_floors: bool
+    options: dict[str, Any], after_floors: bool, lost: str
 ) -> None:
     device = Device()
     made = device.make("2.0", 2, **options)
@@ -767,6 +768,10 @@ def test_a_journal_lost_between_commit_and_raise_does_not_leave_the_old_slot_boo
     device.power.cut = None
     device.power_off()
     del device.storage.documents["journal"]
+    if lost == "state directory":
+        device.storage.documents.clear()
+        device.storage.blobs.clear()
+        device.storage.floors = FloorValues()
     device.live(made)
     assert device.is_running(made)
     assert not env_of(device).ok_a

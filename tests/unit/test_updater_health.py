@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tidewaiter_core.clock import format_utc
 from tidewaiter_core.model import SlotName
+from tidewaiter_core.payload.policy import Data
 from tidewaiter_updater.errors import SourceError
 from tidewaiter_updater.health import CheckList, MediumCheck, RootCheck, Trial
 from tidewaiter_updater.health_system import (
@@ -19,7 +20,8 @@ from tidewaiter_updater.health_system import (
     UnitsCheck,
     WatchdogCheck,
 )
-from tidewaiter_updater.model import CheckResult
+from tidewaiter_updater.model import CheckResult, DataState, DataStatus
+from tidewaiter_updater.ports import NoDataSets
 
 from tests.sim.clock import START_UTC, FakeClock
 from tests.sim.device import Device, Made
@@ -93,9 +95,51 @@ def test_a_hal_that_does_not_answer_is_not_green(made: Made, tmp_path: Path) -> 
     assert InjectorCheck(tmp_path / "no.sock").run(trial(made)).result is FAIL
 
 
-def test_data_says_what_cannot_be_read(made: Made) -> None:
-    assert DataCheck(lambda: None).run(trial(made)).result is OK
-    assert DataCheck(lambda: "journal.json: damaged").run(trial(made)).detail == "journal.json: damaged"
+class ToySets(NoDataSets):
+    """Says what a test wants."""
+
+    def __init__(self, state: DataState, code: str = "") -> None:
+        self._status = DataStatus(state=state, code=code, detail="toy")
+
+    def status(self) -> DataStatus:
+        return self._status
+
+
+def data_check(
+    device: Device,
+    *,
+    unreadable: str | None = None,
+    state: DataState = DataState.READY,
+    code: str = "",
+    data: Data | None = None,
+) -> DataCheck:
+    identity = replace(next(iter(device.identities.values())), data=data)
+    return DataCheck(lambda: unreadable, sets=ToySets(state, code), identity=identity)
+
+
+def test_data_says_what_cannot_be_read(device: Device, made: Made) -> None:
+    assert data_check(device).run(trial(made)).result is OK
+    found = data_check(device, unreadable="journal.json: damaged").run(trial(made))
+    assert found.detail == "journal.json: damaged"
+
+
+def test_a_data_set_that_is_still_being_made_is_not_green_and_not_final(device: Device, made: Made) -> None:
+    found = data_check(device, state=DataState.WORKING).run(trial(made))
+    assert (found.result, found.is_final) == (FAIL, False)
+
+
+def test_a_data_step_that_failed_is_final_and_says_its_code(device: Device, made: Made) -> None:
+    found = data_check(device, state=DataState.FAILED, code="data.program").run(trial(made))
+    assert (found.result, found.is_final, found.detail) == (FAIL, True, "data.program: toy")
+
+
+def test_an_image_that_does_not_say_what_its_release_says_of_its_data_is_not_healthy(device: Device) -> None:
+    bad = {"writes": 1, "reads_min": 1, "reads_max": 1, "reversible": False}
+    made = device.make("3.0", 3, data=bad)
+    told = Data(writes=1, reads_min=1, reads_max=1, reversible=False)
+    assert data_check(device, data=told).run(trial(made)).result is OK
+    assert data_check(device).run(trial(made)).is_final
+    assert data_check(device, data=replace(told, writes=0, reads_min=0)).run(trial(made)).is_final
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.errors import StateError, TidewaiterError
 
 from tidewaiter_updater.boot import BootEnvError
-from tidewaiter_updater.consent import covers, required_channel
+from tidewaiter_updater.consent import covers
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import InstallCancelledError, InterlockError
 from tidewaiter_updater.model import Channel, Scope
@@ -68,18 +68,14 @@ class Activation:
         return RECHECK_S
 
     def _awaited(self) -> list[str]:
-        release, entry = self._t.release, self._t.entry
-        if release is None or entry is None:
-            raise RuntimeError("WAIT_WINDOW without a release")
-        needed = required_channel(release.policy.consent.value, self._t.site.consent)
-        now = self._clock.now_utc()
-        allowed = covers(entry.consent, digest=release.digest, scope=Scope.ACTIVATE, needed=needed, now=now)
         conditions = {
             "update.window": self._t.window_open,
-            "update.consent": allowed,
             "paused": not self._t.paused,
+            # A trial copies the live set: which one that is has to be on storage.
+            "update.data": self._t.ports.data.is_settled(),
         }
-        return [name for name, holds in conditions.items() if not holds]
+        awaited = [name for name, holds in conditions.items() if not holds]
+        return [*self._t.lacks_consent(Scope.ACTIVATE), *awaited]
 
     def _has_local_consent(self) -> bool:
         release, entry = self._t.release, self._t.entry
@@ -89,7 +85,7 @@ class Activation:
             and covers(
                 entry.consent,
                 digest=release.digest,
-                scope=Scope.ACTIVATE,
+                scopes=(Scope.ACTIVATE,),
                 needed=Channel.LOCAL,
                 now=self._clock.now_utc(),
             )

@@ -11,6 +11,7 @@ from types import MappingProxyType
 _NETWORK = "Nothing to do now: the update goes on by itself once the server can be reached. If it lasts, check the network."
 _RELEASE = "This release does not fit this device. Ask the manufacturer for the right one."
 _REPOSITORY = "Do not install. If it repeats, tell the manufacturer's security contact; the device keeps its present release."
+_DATA = "Nothing to do: the earlier release comes back with its data. Tell the manufacturer."
 _SERVICE = "Call service: the storage of this device needs attention. The present release keeps running."
 
 WHAT_TO_DO: Mapping[str, str] = MappingProxyType(
@@ -61,9 +62,20 @@ WHAT_TO_DO: Mapping[str, str] = MappingProxyType(
         "boot.env-invalid": "Call service, or run `tidewaiter update repair-env` after checking the device.",
         "boot.env-write": _SERVICE,
         "boot.slot-mismatch": "Restart the device when it is idle. If it stays, call service; nothing is installed until then.",
+        "data.io": _SERVICE,
+        "data.no-space": "Free space on the data partition, then install the release again.",
+        "data.deadline": _DATA,
+        "data.program": _DATA,
+        "data.special": _DATA,
+        "data.limit": _DATA,
+        "data.old-set-changed": "Call service before anything else: a program of the new release wrote into the present data.",
+        "data.missing": "Call service: the data this release needs are not there. Nothing was removed or overwritten.",
+        "data.live-lost": "Call service: nothing says which data set is in use. Nothing was removed or overwritten.",
         "update.budget": "The download is larger than allowed. Raise the limit or install from a medium.",
         "update.no-space": "Free space on the data partition, then try again.",
         "update.busy": "Wait for the running update, or cancel it.",
+        "update.irreversible": "This release cannot be undone: the earlier one cannot read its data. Agree at the device.",
+        "update.data": "Nothing to do: the device prepares its data and goes on by itself.",
         "update.consent": "Give consent to this release on the device or in the site's policy.",
         "update.window": "Wait for the maintenance window, or open one.",
         "update.interlock": "Bring the injector to idle and leave it alone; the update goes on by itself.",

@@ -25,10 +25,19 @@ class SitePolicy(StrEnum):
 _RANK = {Channel.NONE: 0, Channel.SITE: 1, Channel.LOCAL: 2}
 
 
-def required_channel(release_policy: str, site: SitePolicy) -> Channel:
-    """The weakest channel that suffices: the stricter of what the release and the site ask for."""
+def required_channel(release_policy: str, site: SitePolicy, *, reversible: bool = True) -> Channel:
+    """The weakest channel that suffices: the stricter of what the release and the site ask for.
+
+    Args:
+        reversible: False when the earlier release could not read the data any more: only a person at the device may agree.
+    """
     asked = Channel(release_policy)
-    return Channel.LOCAL if site is not SitePolicy.SERVER else asked
+    return Channel.LOCAL if site is not SitePolicy.SERVER or not reversible else asked
+
+
+def required_scopes(scope: Scope, *, reversible: bool) -> tuple[Scope, ...]:
+    """What a consent has to name. That there is no way back is said in words of its own, or it was not agreed to."""
+    return (scope,) if reversible else (scope, Scope.IRREVERSIBLE)
 
 
 def as_claimed_by_agent(consent: Consent) -> Consent:
@@ -44,11 +53,13 @@ def as_claimed_by_agent(consent: Consent) -> Consent:
     )
 
 
-def covers(consent: Consent | None, *, digest: str, scope: Scope, needed: Channel, now: datetime) -> bool:
-    """Whether `consent` allows `scope` for exactly this release, now."""
+def covers(
+    consent: Consent | None, *, digest: str, scopes: tuple[Scope, ...], needed: Channel, now: datetime
+) -> bool:
+    """Whether `consent` allows all of `scopes` for exactly this release, now."""
     if needed is Channel.NONE:
         return True
-    if consent is None or consent.digest != digest or scope not in consent.scope:
+    if consent is None or consent.digest != digest or not set(scopes) <= set(consent.scope):
         return False
     if _RANK[consent.channel] < _RANK[needed]:
         return False

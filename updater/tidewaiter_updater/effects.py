@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 
 from tidewaiter_core.audit import Outcome
-from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater import decision
 from tidewaiter_updater.boot import BootEnvError
@@ -184,9 +183,7 @@ class Effects:
         other = self._t.journal.slots().get(env.committed.other)
         # A slot nobody recorded is below a rising epoch for all we know, and as good as ours otherwise (factory copy).
         below = other.epoch < epoch if other is not None else env.epoch < epoch
-        # Without the journal the slot record names what runs.
-        release = self._t.release or self._t.running_release()
-        closes = below or burns_bridge(release, env)
+        closes = below or self._t.burns_bridge(env)
         self._decide(lambda current: decision.raise_epoch(current, epoch, close_other=closes))
 
     def _quarantine(self) -> None:
@@ -207,8 +204,3 @@ class Effects:
     def _close(self) -> None:
         self._t.amend(closed=True)
         self._t.save()
-
-
-def burns_bridge(release: Release | None, env: BootEnv) -> bool:
-    """Whether `release`, which is committed, made data that the other slot cannot read, and that slot may still boot."""
-    return release is not None and not release.data.reversible and env.is_ok(env.committed.other)

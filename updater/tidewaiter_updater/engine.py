@@ -113,6 +113,8 @@ class Engine:
                     return self._startup.clear_stale_trial()
                 if transaction.pending:
                     return self._end()
+                if transaction.phase not in IN_TRIAL:
+                    transaction.ports.data.upkeep()
                 if transaction.is_cancel_requested() and transaction.phase in CANCELABLE:
                     return self._cancel_now()
                 return self._steps.get(transaction.phase, _rest)()

@@ -112,3 +112,13 @@ class EngineRefusedError(TidewaiterError):
     """A command that does not fit the state; codes boot.*, health.*, update.consent, update.degraded."""
 
     code = "update.refused"
+
+
+class DataStepError(TidewaiterError):
+    """The data set of the running release could not be made; the set it would come from is as it was.
+
+    Codes: data.io, data.no-space, data.deadline, data.program (a migration program is missing or failed), data.special (a file
+    of a kind that is not copied), data.limit, data.missing, data.live-lost, data.old-set-changed, release.data-schema.
+    """
+
+    code = "data.io"

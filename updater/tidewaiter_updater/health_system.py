@@ -17,14 +17,15 @@ from tidewaiter_core.clock import Clock, parse_utc
 from tidewaiter_core.durable import write_atomic
 from tidewaiter_core.varlink import Client, NotReachable, VarlinkError
 
+from tidewaiter_updater.data_sets import DISK_FREE_RATIO
 from tidewaiter_updater.health import Trial, fail, ok, skipped
-from tidewaiter_updater.model import HealthCheck
+from tidewaiter_updater.model import DataState, HealthCheck, RunningRelease
+from tidewaiter_updater.ports import DataSets
 
 logger = logging.getLogger(__name__)
 
 HAL_LIMIT_S = 3.0
 SYSTEMCTL_LIMIT_S = 10.0
-DISK_FREE_RATIO = 0.10
 NETWORK_PROOF_AGE = timedelta(hours=24)
 
 
@@ -86,16 +87,35 @@ class InjectorCheck:
 
 
 class DataCheck:
-    """Our own documents can be read by this release."""
+    """The product's data set is complete, and our own documents can be read by this release."""
 
     name = "data"
 
-    def __init__(self, readable: Callable[[], str | None]) -> None:
+    def __init__(
+        self, readable: Callable[[], str | None], *, sets: DataSets, identity: RunningRelease
+    ) -> None:
         self._readable = readable
+        self._sets = sets
+        self._data = identity.data
 
     def run(self, trial: Trial) -> HealthCheck:
+        if (misfit := self._misfit(trial)) is not None:
+            return fail(self.name, misfit, is_final=True)
+        found = self._sets.status()
+        if found.state is not DataState.READY:
+            detail = f"{found.code}: {found.detail}" if found.code else found.detail
+            return fail(self.name, detail, is_final=found.state is DataState.FAILED)
         problem = self._readable()
-        return fail(self.name, problem) if problem else ok(self.name, "state documents are readable")
+        return fail(self.name, problem) if problem else ok(self.name, found.detail)
+
+    def _misfit(self, trial: Trial) -> str | None:
+        """The image alone tells, when everything else is lost, that there is no way back; so it has to agree with its release."""
+        release = trial.release
+        if release is None or release.data == self._data or (self._data is None and release.data.reversible):
+            return None
+        if self._data is None:
+            return "the release cannot be undone, and its image does not say so"
+        return f"the release says {release.data}, its image says {self._data}"
 
 
 class ClockCheck:

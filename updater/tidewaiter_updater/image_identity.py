@@ -8,6 +8,8 @@ from typing import Any
 from tidewaiter_core.clock import format_utc, parse_utc
 from tidewaiter_core.durable import load_document
 from tidewaiter_core.errors import ConfigError, StateError
+from tidewaiter_core.payload.limits import U16_MAX
+from tidewaiter_core.payload.policy import Data
 
 from tidewaiter_updater.model import RunningRelease
 
@@ -23,6 +25,7 @@ def read_identity(path: Path) -> RunningRelease:
             security_epoch=_number(document, "security_epoch"),
             built_utc=format_utc(parse_utc(_text(document, "built_utc"))),
             hw=tuple(str(item) for item in document["hw"]),
+            data=_data(document["data"]) if "data" in document else None,
         )
     except (KeyError, TypeError, ValueError) as err:
         raise ConfigError(
@@ -38,6 +41,21 @@ def read_serial(path: Path) -> str:
             f"{path}: serial is {serial!r}, expected 1 to 64 characters; the updater does not start"
         )
     return serial
+
+
+def _data(document: Any) -> Data:
+    """The same member as in the release document, and the same rules."""
+    if not isinstance(document, dict) or type(document["reversible"]) is not bool:
+        raise ValueError(f"data is {document!r}, expected writes, reads_min, reads_max and reversible")
+    data = Data(
+        writes=_number(document, "writes"),
+        reads_min=_number(document, "reads_min"),
+        reads_max=_number(document, "reads_max"),
+        reversible=document["reversible"],
+    )
+    if not data.reads_min <= data.writes <= data.reads_max <= U16_MAX:
+        raise ValueError(f"data is {document!r}, expected reads_min <= writes <= reads_max <= {U16_MAX}")
+    return data
 
 
 def _document(path: Path, what: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tidewaiter_core.model import Sha256, SlotName
+from tidewaiter_core.payload.policy import Data
 
 TXN_CHARS = 16
 """A transaction is named by the first 8 bytes of the release digest, in hex: that is what fits the boot environment."""
@@ -65,6 +66,8 @@ class RunningRelease:
     security_epoch: int
     built_utc: str
     hw: tuple[str, ...]
+    data: Data | None = None
+    """The schema of the data sets that it writes and reads; None for an image that keeps none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,8 @@ class Scope(StrEnum):
 
     INSTALL = "install"
     ACTIVATE = "activate"
+    IRREVERSIBLE = "irreversible"
+    """That the earlier release cannot come back, because it cannot read the data any more; only with a local consent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,3 +198,20 @@ class Held:
     lease_id: str
     sealed: bool = False
     from_previous_boot: bool = False
+
+
+class DataState(StrEnum):
+    """Where the data set of this boot stands."""
+
+    READY = "ready"
+    WORKING = "working"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataStatus:
+    """The data set that the running release needs."""
+
+    state: DataState
+    code: str = ""
+    detail: str = ""

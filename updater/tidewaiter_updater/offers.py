@@ -16,7 +16,7 @@ from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.consent import SitePolicy
 from tidewaiter_updater.errors import OfferRefusedError, TrustError
-from tidewaiter_updater.model import txn_of
+from tidewaiter_updater.model import SlotRecord, txn_of
 from tidewaiter_updater.transaction import Transaction
 
 SPACE_FOR_TABLES_BYTES = 4 * 1024 * 1024
@@ -87,6 +87,7 @@ class Offers:
         self._is_not_quarantined(release)
         self._is_rolled_out(release, is_local=is_local)
         self._fits_state_directory(release)
+        self._fits_data_directory(release)
 
     def permit(self, release: Release) -> None:
         """Judge again before the slot loses its content: a consent may have been awaited for days, and a restart long.
@@ -97,6 +98,7 @@ class Offers:
         self._fits_running(release)
         self._is_not_quarantined(release)
         self._fits_state_directory(release)
+        self._fits_data_directory(release)
 
     def _fits_device(self, release: Release) -> None:
         site, name = self._t.site, _name(release)
@@ -135,16 +137,20 @@ class Offers:
                 f"{identity.sequence} runs; refused",
                 code="release.from",
             )
-        present = self._t.load_release(running.digest) if running is not None else None
-        if (
-            present is not None
-            and not release.data.reads_min <= present.data.writes <= release.data.reads_max
-        ):
+        present = self._present_schema(running)
+        if present is not None and not release.data.reads_min <= present <= release.data.reads_max:
             raise OfferRefusedError(
                 f"{name}: reads data schemas {release.data.reads_min} to {release.data.reads_max}, "
-                f"this device has {present.data.writes}; refused",
+                f"this device has {present}; refused",
                 code="release.data-schema",
             )
+
+    def _present_schema(self, running: SlotRecord | None) -> int | None:
+        """What the running release writes; the image says so, and if it does not, its stored document may."""
+        if self._t.identity.data is not None:
+            return self._t.identity.data.writes
+        stored = self._t.load_release(running.digest) if running is not None else None
+        return stored.data.writes if stored is not None else None
 
     def _is_not_quarantined(self, release: Release) -> None:
         name = _name(release)
@@ -179,6 +185,15 @@ class Offers:
                 f"{name}: needs {needed} bytes in the state directory, {free} are free; refused, nothing was changed",
                 code="update.no-space",
                 retryable=True,  # room may be made any time: the deployment waits for it
+            )
+
+    def _fits_data_directory(self, release: Release) -> None:
+        shortage = self._t.ports.data.shortage(release.data)
+        if shortage is not None:
+            raise OfferRefusedError(
+                f"{_name(release)}: {shortage}; refused, nothing was changed",
+                code="update.no-space",
+                retryable=True,
             )
 
     def _audit_refusal(self, what: str, code: str, *, digest: str, name: str, actor: Actor) -> None:

@@ -7,17 +7,26 @@ a socket or a device by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tidewaiter_core.audit import Actor, Outcome
 from tidewaiter_core.clock import Clock
 from tidewaiter_core.model import SlotName
+from tidewaiter_core.payload.policy import Data
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.journal import Documents
-from tidewaiter_updater.model import Decision, FloorValues, HealthCheck, Held, TransferProgress
+from tidewaiter_updater.model import (
+    DataState,
+    DataStatus,
+    Decision,
+    FloorValues,
+    HealthCheck,
+    Held,
+    TransferProgress,
+)
 from tidewaiter_updater.trust_wire import Listed
 
 Report = Callable[[TransferProgress], None]
@@ -156,6 +165,36 @@ class HealthChecks(Protocol):
         """Each check once; a check that cannot be judged is not green."""
 
 
+class DataSets(Protocol):
+    """The product's versioned data, which a root program makes and removes."""
+
+    def status(self) -> DataStatus:
+        """Whether the set that the running release needs is there, and why not."""
+
+    def is_settled(self) -> bool:
+        """Whether the set of the running, committed release is known as the live one: nothing is armed before."""
+
+    def upkeep(self) -> None:
+        """Ask for a run of the root program if there is something for it to do; never waits for it."""
+
+    def shortage(self, release: Data) -> str | None:
+        """Why the data step to `release` would not fit on storage, None when it would."""
+
+
+class NoDataSets:
+    """Port DataSets of an image that keeps none."""
+
+    def status(self) -> DataStatus:
+        return DataStatus(state=DataState.READY, detail="this image keeps no data sets")
+
+    def is_settled(self) -> bool:
+        return True
+
+    def upkeep(self) -> None: ...
+    def shortage(self, release: Data) -> str | None:
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ports:
     """The device, as the engine sees it."""
@@ -171,3 +210,4 @@ class Ports:
     reboot: Reboot
     audit: AuditTrail
     health: HealthChecks
+    data: DataSets = field(default_factory=NoDataSets)

@@ -12,7 +12,7 @@ from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.boot import SlotMismatchError
-from tidewaiter_updater.effects import Effects, burns_bridge
+from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineRefusedError
 from tidewaiter_updater.journal import JournalEntry
 from tidewaiter_updater.model import BootEnv, txn_of
@@ -93,7 +93,7 @@ class Startup:
             floors.sequence >= identity.sequence
             and floors.security_epoch >= identity.security_epoch
             and env.epoch >= identity.security_epoch
-            and not burns_bridge(self._t.running_release(), env)
+            and not self._t.burns_bridge(env)
         )
 
     def clear_stale_trial(self) -> float:

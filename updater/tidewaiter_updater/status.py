@@ -9,7 +9,7 @@ from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.advice import what_to_do
 from tidewaiter_updater.boot import BootEnvError
-from tidewaiter_updater.model import BootEnv, Last
+from tidewaiter_updater.model import BootEnv, Channel, Last
 from tidewaiter_updater.offers import Offer
 from tidewaiter_updater.phases import Phase
 from tidewaiter_updater.transaction import Transaction
@@ -26,7 +26,9 @@ def render_release(release: Release) -> dict[str, Any]:
         "version": release.version,
         "sequence": release.sequence,
         "security_epoch": release.security_epoch,
-        "consent": release.policy.consent.value,
+        # What cannot be undone is agreed to at the device, whatever the release asks for.
+        "consent": release.policy.consent.value if release.data.reversible else Channel.LOCAL.value,
+        "reversible": release.data.reversible,
         "risk": release.policy.risk.value,
         "activation": release.policy.activation.value,
         "notes": {language: text[:NOTE_CHARS] for language, text in release.notes.items()},

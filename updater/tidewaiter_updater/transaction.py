@@ -20,9 +20,18 @@ from tidewaiter_core.payload.errors import PayloadError
 from tidewaiter_core.payload.limits import STANDARD, Limits
 from tidewaiter_core.payload.release import Release
 
-from tidewaiter_updater.consent import SitePolicy
+from tidewaiter_updater.consent import SitePolicy, covers, required_channel, required_scopes
 from tidewaiter_updater.journal import Journal, JournalEntry
-from tidewaiter_updater.model import BootEnv, ByteCounts, Last, RunningRelease, SlotRecord, TransferProgress
+from tidewaiter_updater.model import (
+    NO_TXN,
+    BootEnv,
+    ByteCounts,
+    Last,
+    RunningRelease,
+    Scope,
+    SlotRecord,
+    TransferProgress,
+)
 from tidewaiter_updater.phases import TABLE, Phase, PhaseTable
 from tidewaiter_updater.ports import Ports
 
@@ -189,6 +198,33 @@ class Transaction:
         """The stored document of the release that runs."""
         record = self.running_record()
         return self.load_release(record.digest) if record is not None else None
+
+    def burns_bridge(self, env: BootEnv) -> bool:
+        """Whether the committed release made data that the other slot cannot read, and that slot may still boot.
+
+        The image that runs says so itself: with the state directory lost, nothing else may be left that could. A device that
+        was never updated has the same release in both slots.
+        """
+        if not env.is_ok(env.committed.other):
+            return False
+        if self.identity.data is not None and not self.identity.data.reversible and env.txn != NO_TXN:
+            return True
+        # An image that says nothing: the stored document, which the slot record names without the journal, is all there is.
+        release = self.release or self.running_release()
+        return release is not None and not release.data.reversible
+
+    def lacks_consent(self, scope: Scope) -> tuple[str, ...]:
+        """What is shown as awaited while nobody agreed to the release in hand, empty when somebody did."""
+        release, entry = self.release, self.entry
+        if release is None or entry is None:
+            raise RuntimeError("consent without a release")
+        reversible = release.data.reversible
+        needed = required_channel(release.policy.consent.value, self.site.consent, reversible=reversible)
+        scopes = required_scopes(scope, reversible=reversible)
+        now = self.ports.clock.now_utc()
+        if covers(entry.consent, digest=release.digest, scopes=scopes, needed=needed, now=now):
+            return ()
+        return ("update.consent",) if reversible else ("update.consent", "update.irreversible")
 
     def open_digest(self) -> Sha256 | None:
         """Digest of the transaction that is not over yet."""

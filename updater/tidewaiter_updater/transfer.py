@@ -18,7 +18,6 @@ from tidewaiter_core.errors import TidewaiterError
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.boot import BootEnvError
-from tidewaiter_updater.consent import covers, required_channel
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import (
     BudgetError,
@@ -95,18 +94,8 @@ class Transfer:
 
     def await_consent(self) -> float:
         """WAIT_CONSENT: on to PREPARE once somebody allowed this very release."""
-        release, entry = self._t.release, self._t.entry
-        if release is None or entry is None:
-            raise RuntimeError("WAIT_CONSENT without a release")
-        needed = required_channel(release.policy.consent.value, self._t.site.consent)
-        if not covers(
-            entry.consent,
-            digest=release.digest,
-            scope=Scope.INSTALL,
-            needed=needed,
-            now=self._clock.now_utc(),
-        ):
-            self._t.wait_for("update.consent")
+        if awaited := self._t.lacks_consent(Scope.INSTALL):
+            self._t.wait_for(*awaited)
             return LONG_WAIT_S
         self._t.enter(Phase.PREPARE)
         return 0.0

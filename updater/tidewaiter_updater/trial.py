@@ -17,7 +17,7 @@ from tidewaiter_core.errors import StateError, TidewaiterError
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineRefusedError
-from tidewaiter_updater.model import CheckResult, HealthCheck, Verdict
+from tidewaiter_updater.model import CheckResult, DataState, HealthCheck, Verdict
 from tidewaiter_updater.phases import IN_TRIAL, Effect, Phase
 from tidewaiter_updater.transaction import Transaction
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 CHECK_INTERVAL_S = 2.0
 DEFAULT_DEADLINE_S = 600
 """For a trial whose release document was lost."""
+DATA_LIMIT_S = 660.0
+"""The 600 s that the data step may take, and its end."""
 ENDLESS = frozenset({Effect.AUDIT_COMMITTED, Effect.AUDIT_ROLLED_BACK, Effect.AUDIT_FAILED})
 """Effects that may come later: ending a transaction never waits for the audit log."""
 
@@ -65,6 +67,10 @@ class Trial:
             if self._verdict is not None:
                 return self._verdict
             self._lock_injector_again()
+        self._await_data(given_up)
+        with self._t.work:
+            if self._verdict is not None:
+                return self._verdict
             self._t.enter(Phase.HEALTH)
         health = self._t.release.health if self._t.release else None
         deadline = Deadline(self._clock, health.deadline_s if health else DEFAULT_DEADLINE_S)
@@ -83,6 +89,19 @@ class Trial:
             self._t.wait_for(*(f"health.{check.name}" for check in bad))
             if deadline.expired or any(check.is_final for check in bad):
                 return self._conclude(checks, healthy=False)
+            if given_up():
+                raise EngineRefusedError(
+                    "health checks: interrupted, no verdict", code="health.interrupted", retryable=True
+                )
+            self._clock.wait(never, CHECK_INTERVAL_S)
+
+    def _await_data(self, given_up: Callable[[], bool]) -> None:
+        """The data step comes before the checks; how it went is the check `data`'s to say, also when it did not end in time."""
+        deadline, never = Deadline(self._clock, DATA_LIMIT_S), threading.Event()
+        while self._verdict is None and not deadline.expired:
+            if self._t.ports.data.status().state is not DataState.WORKING:
+                return
+            self._t.wait_for("update.data")
             if given_up():
                 raise EngineRefusedError(
                     "health checks: interrupted, no verdict", code="health.interrupted", retryable=True

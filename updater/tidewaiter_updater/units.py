@@ -26,8 +26,8 @@ EXIT_NOT_ALLOWED = 77
 EXIT_CONFIG = 78
 CONNECT_LIMIT_S = 60.0
 RETRY_S = 1.0
-HEALTH_LIMIT_S = 3600.0 + 600.0
-"""The longest deadline a release may set, and the time of one last round."""
+HEALTH_LIMIT_S = 660.0 + 3600.0 + 600.0
+"""The data step, the longest deadline a release may set, and the time of one last round."""
 COMMIT_LIMIT_S = 120.0
 
 

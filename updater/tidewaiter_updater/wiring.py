@@ -15,6 +15,7 @@ from tidewaiter_core.workers import Stop
 
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.boot.select import BootLoader
+from tidewaiter_updater.data_sets import device_data_sets
 from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.hal_client import HalInterlock, HalView
 from tidewaiter_updater.health import CheckList, MediumCheck, RootCheck
@@ -31,7 +32,7 @@ from tidewaiter_updater.health_system import (
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
 from tidewaiter_updater.model import RunningRelease
-from tidewaiter_updater.ports import Ports
+from tidewaiter_updater.ports import DataSets, Ports
 from tidewaiter_updater.reboot import RebootFlag
 from tidewaiter_updater.slot_store import DeviceSlots
 from tidewaiter_updater.sources import RelaySource
@@ -58,6 +59,7 @@ def make_ports(
     paths = settings.paths
     state_dir = paths.updater_state_dir
     documents = StateFiles(state_dir)
+    sets = device_data_sets(settings, identity, boot=loader.control, clock=clock)
     slots = DeviceSlots(
         _slot_paths(settings),
         store=IndexStore(state_dir / "index"),
@@ -86,7 +88,10 @@ def make_ports(
         injector=HalView(paths.hal_monitor_socket, clock=clock),
         reboot=RebootFlag(paths.reboot_flag),
         audit=audit,
-        health=_health(settings, identity, clock=clock, slots=slots, documents=documents, floors=floors),
+        health=_health(
+            settings, identity, clock=clock, slots=slots, documents=documents, floors=floors, sets=sets
+        ),
+        data=sets,
     )
 
 
@@ -98,6 +103,7 @@ def _health(
     slots: DeviceSlots,
     documents: StateFiles,
     floors: FloorStore,
+    sets: DataSets,
 ) -> CheckList:
     paths = settings.paths
     slot_paths = _slot_paths(settings)
@@ -109,7 +115,7 @@ def _health(
             UnitsCheck(settings.updater.health_units),
             HalCheck(paths.hal_monitor_socket),
             InjectorCheck(paths.hal_monitor_socket),
-            DataCheck(documents.unusable),
+            DataCheck(documents.unusable, sets=sets, identity=identity),
             ClockCheck(clock, floor_utc=lambda: floors.effective().time_utc),
             DiskCheck(paths.updater_state_dir),
             WatchdogCheck(WATCHDOG_STATE),

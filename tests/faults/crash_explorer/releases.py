@@ -101,6 +101,7 @@ def made(
             security_epoch=security_epoch,
             built_utc=FIRST_BUILT_UTC,
             hw=(HW,),
+            data=release.data,
         ),
         targets=targets,
     )

@@ -58,7 +58,7 @@ def consent_for(made: Made) -> Consent | None:
         return None
     return Consent(
         digest=made.release.digest,
-        scope=(Scope.INSTALL, Scope.ACTIVATE),
+        scope=tuple(Scope),
         channel=Channel.LOCAL,
         who="operator",
         given_utc="2026-11-24T12:00:00.000Z",
