@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from tidewaiter_core import __version__
 from tidewaiter_core.durable import write_atomic
-from tidewaiter_core.model import Sha256
+from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_core.payload import STANDARD, IndexHeader, Limits, Release, build_release
 from tidewaiter_core.payload.limits import U32_MAX
 from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES, SlotComponent
@@ -66,6 +66,8 @@ class BuildSpec:
     fs: str | None = None
     """None: as the superblock says."""
     notes: Mapping[str, str] = field(default_factory=dict)
+    ukis: Mapping[SlotName, Path] = field(default_factory=dict)
+    """Unified kernel images by the slot they start, for devices with systemd-boot."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further top-level fields: firmware_compat, rollout, x_ keys."""
 
@@ -112,7 +114,9 @@ def build(
         limits=limits,
         stream=stream,
     )
-    data = build_release(release_fields(spec, built, fs=fs, patches=patches), limits=limits)
+    ukis = [_copy_uki(slot, path, out, spec) for slot, path in sorted(spec.ukis.items())]
+    fields = release_fields(spec, built, fs=fs, patches=patches, ukis=ukis)
+    data = build_release(fields, limits=limits)
     release = Release.parse(data, limits=limits)
     record = {
         "schema": 1,
@@ -128,10 +132,15 @@ def build(
 
 
 def release_fields(
-    spec: BuildSpec, built: BuiltImage, *, fs: str, patches: Sequence[Mapping[str, Any]] = ()
+    spec: BuildSpec,
+    built: BuiltImage,
+    *,
+    fs: str,
+    patches: Sequence[Mapping[str, Any]] = (),
+    ukis: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The document as JSON values."""
-    fetch = built.index.length + built.pack.length
+    fetch = built.index.length + built.pack.length + max((uki["length"] for uki in ukis), default=0)
     directory = _target_directory(spec)
     slot = {
         "kind": "slot",
@@ -164,7 +173,7 @@ def release_fields(
         "built_utc": f"{spec.built_utc.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
         "hw": list(spec.hw),
         "from": {"min_sequence": spec.from_min, "max_sequence": spec.from_max},
-        "components": [slot],
+        "components": [slot, *ukis],
         "data": {
             "writes": spec.data_writes,
             "reads_min": spec.data_reads_min,
@@ -188,6 +197,24 @@ def release_fields(
     if spec.notes:
         fields["notes"] = dict(spec.notes)
     return fields
+
+
+def _copy_uki(slot: SlotName, path: Path, out: Path, spec: BuildSpec) -> dict[str, Any]:
+    """The kernel image in the build, and its component."""
+    name = f"kernel-{slot.lower()}.efi"
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise InputError(f"{path}: the kernel image cannot be read: {err}; nothing was built") from err
+    write_atomic(out / name, data, mode=0o644)
+    target = f"{_target_directory(spec)}/{name}"
+    return {
+        "kind": "uki",
+        "slot": slot.value,
+        "path": target,
+        "length": len(data),
+        "sha256": Sha256.of(data),
+    }
 
 
 def detect_fs(image: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tidewaiter_core import __version__
 from tidewaiter_core.clock import SystemClock, parse_utc
 from tidewaiter_core.errors import TidewaiterError
+from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload.components import FileSystem
 from tidewaiter_core.payload.limits import U32_MAX
 from tidewaiter_core.payload.policy import Activation, Consent, Risk
@@ -172,6 +173,14 @@ def _add_build(command: argparse.ArgumentParser) -> None:
         help="zstd level",
     )
     add(
+        "--uki",
+        action="append",
+        type=_uki,
+        default=[],
+        metavar="SLOT=FILE",
+        help="unified kernel image that starts slot A or B, for devices with systemd-boot; one for each slot",
+    )
+    add(
         "--patch-from",
         action="append",
         type=Path,
@@ -219,6 +228,7 @@ def _build(arguments: argparse.Namespace) -> int:
         max_fetch_bytes=arguments.max_fetch_bytes,
         fs=arguments.fs,
         notes=dict(arguments.note),
+        ukis=dict(arguments.uki),
     )
     release = build(
         arguments.image,
@@ -293,6 +303,13 @@ def _range(text: str) -> tuple[int, int]:
         return int(low), int(high or low)
     except ValueError as err:
         raise argparse.ArgumentTypeError(f"expected MIN-MAX, found {text!r}") from err
+
+
+def _uki(text: str) -> tuple[SlotName, Path]:
+    slot, equals, path = text.partition("=")
+    if slot not in ("A", "B") or not equals or not path:
+        raise argparse.ArgumentTypeError(f"expected A=FILE or B=FILE, found {text!r}")
+    return SlotName(slot), Path(path)
 
 
 def _note(text: str) -> tuple[str, str]:

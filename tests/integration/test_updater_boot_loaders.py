@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.varlink import VarlinkError
+from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE
 
-from tests.sim.boot.installed import GrubFolder, InstalledLoader, SimulatedFile, UbootDevice
+from tests.sim.boot.installed import GrubFolder, InstalledLoader, SdBootFolder, SimulatedFile, UbootDevice
+from tests.sim.hal import HalProcess
+from tests.sim.injector import InjectorSimulator
 from tests.sim.loop import loop_device
 from tests.sim.packs import random_image
+from tests.sim.repository import MadeRelease
 from tests.sim.updater_process import UpdaterProcess, updater_process
 
 pytestmark = pytest.mark.integration
@@ -20,7 +25,8 @@ pytestmark = pytest.mark.integration
 A, B = SlotName.A, SlotName.B
 OLD = random_image(8, seed=1)
 NEW = random_image(8, seed=2)
-LOADERS = ["simulated", "grub", pytest.param("uboot", marks=pytest.mark.privileged)]
+KERNEL = Random(3).randbytes(300_000)
+LOADERS = ["simulated", "grub", "systemd-boot", pytest.param("uboot", marks=pytest.mark.privileged)]
 ENV_BYTES = 1024 * 1024
 
 
@@ -30,6 +36,8 @@ def loader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installed
         yield SimulatedFile(tmp_path / "env")
     elif request.param == "grub":
         yield GrubFolder(tmp_path / "grub")
+    elif request.param == "systemd-boot":
+        yield SdBootFolder(tmp_path / "esp")
     else:
         with loop_device(tmp_path / "env.img", size_bytes=ENV_BYTES) as device:
             yield UbootDevice(device, tmp_path / "fw.lock")
@@ -44,10 +52,28 @@ def updater(loader: InstalledLoader, tmp_path: Path) -> Iterator[UpdaterProcess]
         yield device
 
 
-def install(updater: UpdaterProcess) -> None:
-    made = updater.repository.add_release(NEW, "2.0", 2)
-    assert updater.call("Check", source="relay", release=made.path)["offer"]["installable"]
+def install(updater: UpdaterProcess) -> MadeRelease:
+    kernel = updater.home / "kernel-b.efi"
+    kernel.write_bytes(KERNEL)
+    made = updater.repository.add_release(NEW, "2.0", 2, ukis={B: kernel})
+    offer = updater.call("Check", source="relay", release=made.path)["offer"]
+    assert offer["installable"], offer
     updater.call("Install", digest=str(made.digest), consent=None)
+    return made
+
+
+def unit(updater: UpdaterProcess, name: str) -> None:
+    """tidewaiter-health or tidewaiter-commit."""
+    python, _, _, *options = updater.command()
+    program = f"import sys; from tidewaiter_updater.units import {name}_main; sys.exit({name}_main())"
+    done = subprocess.run(
+        [python, "-c", program, *options],
+        env=updater.environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("loader", LOADERS, indirect=True)
@@ -60,7 +86,7 @@ def test_a_release_is_staged_and_its_slot_disarmed_first(updater: UpdaterProcess
     assert (env.committed, env.ok_a, env.ok_b, env.trial) == (A, True, False, None)
 
 
-@pytest.mark.parametrize("loader", ["grub", LOADERS[2]], indirect=True)
+@pytest.mark.parametrize("loader", LOADERS[1:], indirect=True)
 @pytest.mark.parametrize("said", ["tidewaiter.slot=B", "ro", "tidewaiter.slot=A tidewaiter.slot=B"])
 def test_a_booted_slot_that_the_witnesses_dispute_degrades_and_writes_nothing(
     updater: UpdaterProcess, said: str
@@ -101,6 +127,85 @@ def test_an_environment_that_committed_the_other_slot_degrades(
     loader.control().write(type(env)(committed=B, ok_a=True, ok_b=True))
     updater.start()
     assert updater.status()["degraded"] == "boot.slot-mismatch"
+
+
+@pytest.mark.parametrize("loader", LOADERS[1:], indirect=True)
+def test_a_whole_update_is_armed_tried_and_committed(tmp_path: Path, updater: UpdaterProcess) -> None:
+    with (
+        InjectorSimulator(tmp_path / "injector", home=tmp_path / "sim"),
+        HalProcess(
+            updater.home, tmp_path / "injector", hal={"bench": True, "quiet_after_injection_s": 1}
+        ) as hal,
+    ):
+        made = install(updater)
+        updater.until_phase("STAGED")
+        hal.until_allowed("activate", timeout_s=60)
+        updater.call("Activate", digest=str(made.digest), window_open=True)
+        updater.until(lambda: updater.reboots, "the reboot is requested")
+        env = updater.env()
+        assert (env.trial, env.left, env.ok_b) == (B, 3, True)
+        updater.kill()
+        updater.boot()
+        assert (updater.booted, updater.status()["phase"], updater.env().left) == (B, "TRIAL", 2)
+        unit(updater, "health")
+        unit(updater, "commit")
+        assert updater.status()["phase"] == "COMMITTED"
+        env = updater.env()
+        assert (env.committed, env.trial) == (B, None)
+        assert updater.stop() == 0
+        updater.boot()
+        assert updater.booted is B
+
+
+# --- systemd-boot ---
+
+
+@pytest.mark.parametrize("loader", ["systemd-boot"], indirect=True)
+def test_a_kernel_image_is_staged_and_a_cancel_removes_it(
+    loader: SdBootFolder, updater: UpdaterProcess
+) -> None:
+    made = install(updater)
+    status = updater.until_phase("STAGED", "FAILED")
+    assert status["bytes"]["fetched"] >= len(KERNEL) + made.release.slot.pack.length, status["last"]
+    (staged,) = loader.private()
+    assert (loader.esp / PRIVATE / staged).read_bytes() == KERNEL
+    assert loader.names() == {"tidewaiter-1.0.A.efi"}, "DISARM removed what started the target"
+    updater.call("Cancel", digest=str(made.digest))
+    updater.until_phase("IDLE")
+    assert loader.private() == set()
+
+
+@pytest.mark.parametrize("loader", ["systemd-boot"], indirect=True)
+def test_a_release_without_a_kernel_image_is_refused_with_its_code(updater: UpdaterProcess) -> None:
+    made = updater.repository.add_release(NEW, "2.0", 2)
+    offer = updater.call("Check", source="relay", release=made.path)["offer"]
+    assert (offer["installable"], offer["code"]) == (False, "release.uki")
+
+
+@pytest.mark.parametrize("loader", ["systemd-boot"], indirect=True)
+def test_a_flipped_byte_in_the_kernel_image_ends_the_attempt(
+    loader: SdBootFolder, updater: UpdaterProcess
+) -> None:
+    kernel = updater.home / "kernel-b.efi"
+    kernel.write_bytes(KERNEL)
+    made = updater.repository.add_release(NEW, "2.0", 2, ukis={B: kernel})
+    part = made.release.uki(B)
+    assert part is not None
+    updater.repository.flip_byte(part.path, 1234)
+    updater.call("Check", source="relay", release=made.path)
+    updater.call("Install", digest=str(made.digest), consent=None)
+    status = updater.until_phase("STAGED", "FAILED")
+    assert (status["phase"], status["last"]["code"]) == ("FAILED", "source.bad-bytes")
+    assert loader.private() == set()
+
+
+@pytest.mark.parametrize("loader", ["systemd-boot"], indirect=True)
+def test_names_that_a_cut_parted_are_settled_at_start(loader: SdBootFolder, updater: UpdaterProcess) -> None:
+    assert updater.stop() == 0
+    entries = loader.esp / ENTRIES
+    (entries / "tidewaiter-1.0.A+2-1.efi").write_bytes(KERNEL)
+    updater.start()
+    assert "tidewaiter-1.0.A+2-1.efi" not in loader.names()
 
 
 @pytest.mark.privileged

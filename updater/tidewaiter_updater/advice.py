@@ -42,6 +42,8 @@ WHAT_TO_DO: Mapping[str, str] = MappingProxyType(
         "release.quarantined": "This release failed here before. Wait for a newer one, or let service clear the quarantine.",
         "release.rollout": "Nothing to do: the release is not yet due on this device.",
         "release.permit": "A downgrade needs a permit signed by the manufacturer and a consent on the device.",
+        "release.uki": "This release brings no kernel for this device's boot loader. Ask the manufacturer for the right one.",
+        "release.version": "Ask the manufacturer: the boot loader of this device only starts a newer version number.",
         "release.unknown": "Ask for the offer again (check), then install.",
         "payload.magic": _RELEASE,
         "payload.version": _RELEASE,

@@ -77,7 +77,8 @@ class OfferRefusedError(TidewaiterError):
     """The release is genuine, but this device does not install it now.
 
     Codes: release.hw, release.from, release.sequence, release.epoch, release.data-schema, release.quarantined,
-    release.rollout, release.permit, release.unknown (no verified document is stored), update.disabled, update.no-space.
+    release.rollout, release.permit, release.unknown (no verified document is stored), release.uki, release.version
+    (systemd-boot would not start it), update.disabled, update.no-space.
     """
 
     code = "release.hw"

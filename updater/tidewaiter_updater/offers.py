@@ -59,7 +59,7 @@ class Offers:
         return self._offer(release, source, actor=actor, is_local=is_local)
 
     def _offer(self, release: Release, source: str, *, actor: Actor, is_local: bool) -> Offer:
-        target = (self._t.booted or SlotName.A).other
+        target = self._target
         try:
             self.judge(release, is_local=is_local)
         except OfferRefusedError as err:
@@ -88,6 +88,7 @@ class Offers:
         self._is_rolled_out(release, is_local=is_local)
         self._fits_state_directory(release)
         self._fits_data_directory(release)
+        self._fits_boot_loader(release)
 
     def permit(self, release: Release) -> None:
         """Judge again before the slot loses its content: a consent may have been awaited for days, and a restart long.
@@ -99,6 +100,7 @@ class Offers:
         self._is_not_quarantined(release)
         self._fits_state_directory(release)
         self._fits_data_directory(release)
+        self._fits_boot_loader(release)
 
     def _fits_device(self, release: Release) -> None:
         site, name = self._t.site, _name(release)
@@ -195,6 +197,13 @@ class Offers:
                 code="update.no-space",
                 retryable=True,
             )
+
+    def _fits_boot_loader(self, release: Release) -> None:
+        self._t.ports.kernels.require(self._target, release)
+
+    @property
+    def _target(self) -> SlotName:
+        return (self._t.booted or SlotName.A).other
 
     def _audit_refusal(self, what: str, code: str, *, digest: str, name: str, actor: Actor) -> None:
         """Once per release and code: a device polls every minute, the log is for years."""

@@ -112,6 +112,23 @@ class SlotStore(Protocol):
         """
 
 
+class Kernels(Protocol):
+    """Kernel images that the boot loader starts from outside the slots."""
+
+    def require(self, slot: SlotName, release: Release) -> None:
+        """Refuse (OfferRefusedError) a release that this loader could not start from `slot`. Only looks."""
+
+    def discard(self, slot: SlotName) -> None:
+        """Remove what was staged for `slot` and is not in force; never raises, the next staging removes it, too."""
+
+
+class KernelsInSlots:
+    """Kernels of a loader that takes the kernel from the slot: there is nothing beside the image."""
+
+    def require(self, slot: SlotName, release: Release) -> None: ...
+    def discard(self, slot: SlotName) -> None: ...
+
+
 class Interlock(Protocol):
     """The injector's permission. No answer means no: an unreachable HAL is an injector in use."""
 
@@ -211,3 +228,4 @@ class Ports:
     audit: AuditTrail
     health: HealthChecks
     data: DataSets = field(default_factory=NoDataSets)
+    kernels: Kernels = field(default_factory=KernelsInSlots)

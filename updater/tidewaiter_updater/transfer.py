@@ -267,6 +267,8 @@ class Transfer:
             logger.warning("cancel is not in the audit log: %s", err)  # ending never waits for the log
         except BootEnvError as err:
             self._t.degraded = err.code
+        if self._t.entry is not None:
+            self._t.ports.kernels.discard(self._t.entry.target)
         with self._t.lock:
             self._t.amend(phase=Phase.IDLE, since_utc=self._t.now_utc())
             # Not done before it is remembered, else the next start resumes what was canceled: a full disk is tried again.

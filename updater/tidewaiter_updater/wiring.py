@@ -31,11 +31,13 @@ from tidewaiter_updater.health_system import (
 )
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
+from tidewaiter_updater.kernel_slots import KernelSlots
+from tidewaiter_updater.kernels import KernelImages
 from tidewaiter_updater.model import RunningRelease
-from tidewaiter_updater.ports import DataSets, Ports
+from tidewaiter_updater.ports import Control, DataSets, Kernels, KernelsInSlots, Ports, SlotStore
 from tidewaiter_updater.reboot import RebootFlag
 from tidewaiter_updater.slot_store import DeviceSlots
-from tidewaiter_updater.sources import RelaySource
+from tidewaiter_updater.sources import RelaySource, Source
 from tidewaiter_updater.state_files import StateFiles
 from tidewaiter_updater.trust_call import TrustSession
 from tidewaiter_updater.trust_wire import Repository
@@ -60,16 +62,25 @@ def make_ports(
     state_dir = paths.updater_state_dir
     documents = StateFiles(state_dir)
     sets = device_data_sets(settings, identity, boot=loader.control, clock=clock)
-    slots = DeviceSlots(
+
+    def source_for(name: str, control: Control) -> Source:
+        return RelaySource(paths.relay_socket, clock=clock, cancelled=control.cancelled, waiting=beat.step)
+
+    def alive(stage: str) -> None:
+        beat.step()
+
+    slots: SlotStore = DeviceSlots(
         _slot_paths(settings),
         store=IndexStore(state_dir / "index"),
         records=Journal(documents).slots,
-        source_for=lambda name, control: RelaySource(
-            paths.relay_socket, clock=clock, cancelled=control.cancelled, waiting=beat.step
-        ),
+        source_for=source_for,
         clock=clock,
-        beat=lambda stage: beat.step(),
+        beat=alive,
     )
+    kernels: Kernels = KernelsInSlots()
+    if loader.esp is not None:
+        images = KernelImages(loader.esp, source_for=source_for, clock=clock, beat=alive)
+        slots, kernels = KernelSlots(slots, images), images
     return Ports(
         clock=clock,
         boot=loader.control,
@@ -92,6 +103,7 @@ def make_ports(
             settings, identity, clock=clock, slots=slots, documents=documents, floors=floors, sets=sets
         ),
         data=sets,
+        kernels=kernels,
     )
 
 
@@ -100,7 +112,7 @@ def _health(
     identity: RunningRelease,
     *,
     clock: Clock,
-    slots: DeviceSlots,
+    slots: SlotStore,
     documents: StateFiles,
     floors: FloorStore,
     sets: DataSets,

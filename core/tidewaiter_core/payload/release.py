@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from tidewaiter_core import strictjson
-from tidewaiter_core.model import Sha256
+from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_core.payload.components import (
     Component,
     FirmwareComponent,
@@ -168,6 +168,11 @@ class Release:
     def slot(self) -> SlotComponent:
         """The image of this release."""
         return next(part for part in self.components if isinstance(part, SlotComponent))
+
+    def uki(self, slot: SlotName) -> UkiComponent | None:
+        """The kernel image that starts `slot`, for a loader that starts kernels from outside the slots."""
+        images = (part for part in self.components if isinstance(part, UkiComponent))
+        return next((part for part in images if part.slot is slot), None)
 
     @property
     def firmware(self) -> tuple[FirmwareComponent, ...]:

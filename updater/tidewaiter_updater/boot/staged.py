@@ -6,11 +6,13 @@ signed release. systemd-boot does not look into this folder.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from tidewaiter_core.errors import TidewaiterError
 from tidewaiter_core.model import Sha256, SlotName
 
 from tidewaiter_updater.boot import BootEnvError
@@ -59,37 +61,54 @@ def stage(esp: Esp, uki: StagedUki, pieces: Iterable[bytes], *, length: int) -> 
 
     Raises:
         BootEnvError: No space for it and the copy that COMMIT makes, or the medium does not hold what was written.
+        TidewaiterError: What `pieces` raises; what arrived until then is removed.
     """
-    _clear(esp, uki)
-    if uki.file_name in esp.files(PRIVATE):
+    if is_staged(esp, uki):
+        clear(esp, uki.slot, keep=uki)
         return
+    clear(esp, uki.slot)
     if (free := esp.free_bytes()) < 2 * length:
         raise BootEnvError(
             f"{esp.name}: {free} bytes are free, the kernel image for slot {uki.slot} needs {length} twice; not staged",
             code="update.no-space",
         )
     part = f"{PRIVATE}/{esp.free_name(_PART + uki.stem)}"
-    esp.write(part, pieces)
-    if (found := esp.digest(part)) != uki.sha256:
-        esp.remove(part)
-        raise BootEnvError(f"{part}: expected SHA-256 {uki.sha256}, the medium gives {found}; not staged")
+    try:
+        esp.write(part, pieces)
+        if (found := esp.digest(part)) != uki.sha256:
+            raise BootEnvError(f"{part}: expected SHA-256 {uki.sha256}, the medium gives {found}; not staged")
+    except TidewaiterError:
+        with contextlib.suppress(BootEnvError):
+            esp.remove(part)
+        raise
     esp.rename(part, uki.path)
 
 
-def _clear(esp: Esp, uki: StagedUki) -> None:
-    """Remove what earlier attempts left for the slot, unless another name may lead to the same clusters."""
-    for name in esp.files(PRIVATE):
+def is_staged(esp: Esp, uki: StagedUki) -> bool:
+    """Whether the image waits for ARM, whole, by reading all of it from the medium."""
+    return uki.file_name in esp.files(PRIVATE) and esp.digest(uki.path) == uki.sha256
+
+
+def clear(esp: Esp, slot: SlotName, *, keep: StagedUki | None = None) -> None:
+    """Remove what attempts left for the slot, unless another name may lead to the same clusters."""
+    for name in removable(esp, slot, keep=keep):
+        esp.remove(f"{PRIVATE}/{name}")
+
+
+def removable(esp: Esp, slot: SlotName, *, keep: StagedUki | None = None) -> dict[str, int]:
+    """What `clear` would remove: names below PRIVATE, and bytes."""
+    found = {}
+    for name, size in esp.files(PRIVATE).items():
         old = _parse(name)
-        if old is not None and old.slot is uki.slot:
-            if old == uki and esp.digest(old.path) == uki.sha256:
-                continue
+        if old is not None and old.slot is slot and old != keep:
             stem = old.stem
-        elif name.startswith(_PART) and name.rpartition(".")[0].endswith(f".{uki.slot}"):
+        elif name.startswith(_PART) and name.rpartition(".")[0].endswith(f".{slot}"):
             stem = name.removeprefix(_PART).rpartition(".")[0]
         else:
             continue
         if not esp.others_with(stem, name):
-            esp.remove(f"{PRIVATE}/{name}")
+            found[name] = size
+    return found
 
 
 def _parse(name: str) -> StagedUki | None:
