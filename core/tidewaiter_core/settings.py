@@ -294,6 +294,9 @@ class Updater:
         Path("/var/lock/fw_printenv.lock"), "Lock file that fw_setenv takes while it writes (uboot)."
     )
     esp: Path | None = image(None, "Where the EFI system partition is mounted (systemd-boot).")
+    watchdog_tells: bool = image(
+        False, "The board's watchdog driver is proven to report in bootstatus that it reset the board."
+    )
     cmdline_file: Path = image(Path("/proc/cmdline"), "Names the slot that was booted.")
     kernel_files: Path = image(
         Path("/"), "Folder above the proc and sys that tell where / comes from; another one only on a bench."

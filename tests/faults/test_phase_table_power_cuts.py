@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 from tidewaiter_core.model import SlotName
+from tidewaiter_updater.model import BootEnd
 from tidewaiter_updater.phases import EFFECTS, Effect, Phase
 
 from tests.sim.device import Cut, Device, Made, PowerCut, Violation
@@ -49,6 +50,22 @@ def _hanging_trial(device: Device, made: Made) -> None:
     raise Violation("the hanging trial is tried for ever")
 
 
+def _switched_off(device: Device, made: Made) -> None:
+    """A person switches the device off in its trial, once; the hardware can tell, and the try is given back."""
+    device.evidence.end = BootEnd.SWITCHED_OFF
+    for _ in range(10):
+        engine = device.engine or device.power_on()
+        device.work()
+        if engine.transaction.phase is Phase.TRIAL:
+            device.power_off()
+            break
+        device.offer(made)
+        if device.reboot.requested:
+            device.power_off()
+        device.clock.advance(600)
+    device.live(made)
+
+
 def _refused_medium(device: Device, made: Made) -> None:
     """Chunks read back wrong twice: the slot is given up, the running release is not."""
     device.power_on()
@@ -72,6 +89,7 @@ SCENARIOS = (
     Scenario("commits", _healthy, commits=True),
     Scenario("rolls back", _healthy, commits=False, sick=True),
     Scenario("hangs", _hanging_trial, commits=False),
+    Scenario("switched off", _switched_off, commits=True),
     Scenario("medium fails", _refused_medium, commits=None),
     Scenario("canceled", _canceled, commits=None),
 )

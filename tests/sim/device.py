@@ -28,6 +28,7 @@ from tidewaiter_updater.boot.simulated import SimulatedBoot
 from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.errors import InstallCancelledError, InterlockError
 from tidewaiter_updater.model import (
+    BootEnd,
     BootEnv,
     ByteCounts,
     Channel,
@@ -379,6 +380,16 @@ class ToyInjector:
         return self.injecting
 
 
+class ToyEvidence:
+    """What the hardware says of the boot before; a test sets it."""
+
+    def __init__(self) -> None:
+        self.end = BootEnd.UNKNOWN
+
+    def boot_before(self) -> BootEnd:
+        return self.end
+
+
 class ToyReboot:
     """The flag; PID 1 pulls the machine down when the world looks at it."""
 
@@ -461,6 +472,7 @@ class Device:
         self.trust = ToyTrust()
         self.health = ToyHealth()
         self.sets: DataSets = NoDataSets()
+        self.evidence = ToyEvidence()
         self.images: dict[str, list[str]] = {}
         self.identities: dict[tuple[str, ...], RunningRelease] = {}
         self.boots = 0
@@ -538,6 +550,7 @@ class Device:
             audit=self.audit,
             health=self.health,
             data=self.sets,
+            evidence=self.evidence,
         )
         self.engine = Engine(ports, site=self.site, identity=identity, boot_id=self.boot_id, rng=Random(1))
         self.power.phase = lambda: self.engine.transaction.phase.value if self.engine else ""

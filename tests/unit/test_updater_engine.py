@@ -21,6 +21,7 @@ from tidewaiter_updater.errors import (
     TrustError,
 )
 from tidewaiter_updater.model import (
+    BootEnd,
     BootEnv,
     ByteCounts,
     Channel,
@@ -621,6 +622,67 @@ def test_commit_without_a_verdict_of_this_boot_is_refused() -> None:
     engine = device.power_on()
     with pytest.raises(EngineRefusedError):
         engine.commit()
+
+
+def switched_off(device: Device, end: BootEnd) -> Engine:
+    """The trial loses its power before health judged it; the next boot finds this evidence."""
+    device.evidence.end = end
+    device.power_off()
+    engine = device.power_on()
+    device.work()
+    return engine
+
+
+@pytest.mark.req("UP-16")
+def test_power_off_in_trial_is_refunded_watchdog_is_not() -> None:
+    left = {}
+    for end in BootEnd:
+        device, made, engine = device_with()
+        trial(device, made, engine)
+        device.work()
+        assert env_of(device).left == 2
+        switched_off(device, end)
+        left[end] = (env_of(device).left, env_of(device).refunds)
+    assert left == {
+        BootEnd.SWITCHED_OFF: (2, 1),
+        BootEnd.FAULT: (1, 0),
+        BootEnd.UNKNOWN: (1, 0),
+    }
+
+
+def test_the_first_trial_boot_is_no_reason_for_a_refund() -> None:
+    device, made, engine = device_with()
+    device.evidence.end = BootEnd.SWITCHED_OFF
+    trial(device, made, engine)
+    device.work()
+    assert (env_of(device).left, env_of(device).refunds) == (2, 0)
+
+
+def test_a_restart_of_the_service_gives_no_second_refund() -> None:
+    device, made, engine = device_with()
+    trial(device, made, engine)
+    switched_off(device, BootEnd.SWITCHED_OFF)
+    device.restart_service()
+    device.work()
+    assert (env_of(device).left, env_of(device).refunds) == (2, 1)
+
+
+def test_refunds_end_after_five_and_the_trial_with_its_tries() -> None:
+    device, made, engine = device_with()
+    engine = trial(device, made, engine)
+    boots = 0
+    while phase(engine) == "TRIAL":
+        boots += 1
+        engine = switched_off(device, BootEnd.SWITCHED_OFF)
+    assert (boots, phase(engine)) == (3 + 5, "ROLLED_BACK")
+
+
+def test_a_judged_boot_is_not_refunded() -> None:
+    device, made, engine = device_with()
+    engine = trial(device, made, engine)
+    assert engine.health(given_up=lambda: False)
+    switched_off(device, BootEnd.SWITCHED_OFF)
+    assert (env_of(device).left, env_of(device).refunds) == (1, 0)
 
 
 def test_service_restart_in_trial_commits_nothing() -> None:

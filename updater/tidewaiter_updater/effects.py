@@ -49,6 +49,7 @@ class Effects:
             Effect.SEAL: self._seal,
             Effect.FLUSH_AUDIT: self._t.ports.audit.flush,
             Effect.REBOOT: self._t.ports.reboot.request,
+            Effect.REFUND: lambda: self._decide(decision.refund),
             Effect.FAIL: lambda: self._decide(decision.fail),
             Effect.AUDIT_FAILED: lambda: self._audit_end("update.failed", Outcome.MINOR),
             Effect.COMMIT: self._commit,

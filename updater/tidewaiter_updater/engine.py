@@ -71,6 +71,7 @@ class Engine:
         self._wake = threading.Event()
         self._not_yet = Unwritten(self.transaction, rng=rng)
         self._steps: Mapping[Phase, Callable[[], float]] = {
+            Phase.TRIAL: self._trial.begin,
             Phase.WAIT_CONSENT: self._transfer.await_consent,
             Phase.PREPARE: self._transfer.prepare,
             Phase.TRANSFER: self._transfer.transfer,

@@ -69,6 +69,8 @@ class JournalEntry:
     verdict: Verdict | None = None
     last: Last | None = None
     network_proven_utc: str = ""
+    refund_boot: str = ""
+    """Boot id in which a try was given back, so that it is given back once."""
 
     def hint(self, *, quarantined: bool) -> Hint:
         """The part that `phases.classify` may look at."""
@@ -193,6 +195,7 @@ def _entry(document: Mapping[str, Any]) -> JournalEntry:
         verdict=_verdict(verdict) if verdict else None,
         last=_last(last) if last else None,
         network_proven_utc=str(document.get("network_proven_utc", "")),
+        refund_boot=str(document.get("refund_boot", "")),
     )
 
 

@@ -149,6 +149,17 @@ class Last:
     digest: str = ""
 
 
+class BootEnd(StrEnum):
+    """How a boot came to its end, as far as hardware and kernel kept evidence of it."""
+
+    SWITCHED_OFF = "switched-off"
+    """Neither watchdog nor panic: somebody took the power away."""
+    FAULT = "fault"
+    """Watchdog, panic, or another fault that the hardware reports."""
+    UNKNOWN = "unknown"
+    """This hardware cannot tell."""
+
+
 class CheckResult(StrEnum):
     """Outcome of one health check."""
 

@@ -51,7 +51,7 @@ IN_TRIAL = frozenset({Phase.TRIAL, Phase.HEALTH})
 
 
 class Effect(StrEnum):
-    """One change of the device. DISARM, ARM, FAIL, COMMIT, RAISE and CLEAR are each one boot-environment write."""
+    """One change of the device. DISARM, ARM, REFUND, FAIL, COMMIT, RAISE and CLEAR are each one boot-environment write."""
 
     AUDIT_INSTALLING = "audit update.installing"
     DISARM = "DISARM"
@@ -65,6 +65,7 @@ class Effect(StrEnum):
     SEAL = "seal"
     FLUSH_AUDIT = "flush audit"
     REBOOT = "reboot flag"
+    REFUND = "REFUND"
     FAIL = "FAIL"
     AUDIT_FAILED = "audit update.failed"
     COMMIT = "COMMIT"
@@ -94,6 +95,9 @@ EFFECTS: Mapping[Phase, tuple[Effect, ...]] = MappingProxyType(
             Effect.FLUSH_AUDIT,
             Effect.REBOOT,
         ),
+        # Only when a person switched the trial off. The journal says for which boot, and goes first: a kill between the
+        # two costs the refund, the other order could give it twice.
+        Phase.TRIAL: (Effect.JOURNAL, Effect.REFUND),
         # Only when the checks failed; a healthy verdict changes nothing durable but the journal.
         # The journal carries the verdict, and goes first: the old slot tells the reason from it.
         Phase.HEALTH: (Effect.JOURNAL, Effect.FAIL, Effect.AUDIT_FAILED),

@@ -19,6 +19,7 @@ from tidewaiter_core.payload.release import Release
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.journal import Documents
 from tidewaiter_updater.model import (
+    BootEnd,
     DataState,
     DataStatus,
     Decision,
@@ -129,6 +130,20 @@ class KernelsInSlots:
     def discard(self, slot: SlotName) -> None: ...
 
 
+class BootEvidence(Protocol):
+    """What hardware and kernel kept about the boot before this one."""
+
+    def boot_before(self) -> BootEnd:
+        """How it ended; never raises, what cannot be read is unknown."""
+
+
+class NoEvidence:
+    """Hardware that cannot tell."""
+
+    def boot_before(self) -> BootEnd:
+        return BootEnd.UNKNOWN
+
+
 class Interlock(Protocol):
     """The injector's permission. No answer means no: an unreachable HAL is an injector in use."""
 
@@ -228,4 +243,5 @@ class Ports:
     audit: AuditTrail
     health: HealthChecks
     data: DataSets = field(default_factory=NoDataSets)
+    evidence: BootEvidence = field(default_factory=NoEvidence)
     kernels: Kernels = field(default_factory=KernelsInSlots)

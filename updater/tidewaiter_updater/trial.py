@@ -19,11 +19,13 @@ from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineRefusedError
 from tidewaiter_updater.model import CheckResult, DataState, HealthCheck, Verdict
 from tidewaiter_updater.phases import IN_TRIAL, Effect, Phase
+from tidewaiter_updater.refund import Refund
 from tidewaiter_updater.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 2.0
+BEGIN_WAIT_S = 30.0
 DEFAULT_DEADLINE_S = 600
 """For a trial whose release document was lost."""
 DATA_LIMIT_S = 660.0
@@ -40,6 +42,12 @@ class Trial:
         self._effects = effects
         self._clock = transaction.ports.clock
         self._verdict: Verdict | None = None
+        self._refund = Refund(transaction, effects)
+
+    def begin(self) -> float:
+        """What a trial boot starts with; the rest waits for tidewaiter-health."""
+        self._refund.settle()
+        return BEGIN_WAIT_S
 
     def resume(self) -> None:
         """Pick up a verdict that this boot already reached before the service was restarted."""
@@ -66,6 +74,7 @@ class Trial:
         with self._t.work:  # a commit must not come between looking and entering
             if self._verdict is not None:
                 return self._verdict
+            self._refund.settle()
             self._lock_injector_again()
         self._await_data(given_up)
         with self._t.work:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tidewaiter_core.audit import AuditLog
-from tidewaiter_core.clock import Clock, parse_utc
+from tidewaiter_core.clock import Clock, boot_id, parse_utc
 from tidewaiter_core.heartbeat import Beat
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.settings import Settings
@@ -16,6 +16,7 @@ from tidewaiter_core.workers import Stop
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.boot.select import BootLoader
 from tidewaiter_updater.data_sets import device_data_sets
+from tidewaiter_updater.evidence import SystemEvidence
 from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.hal_client import HalInterlock, HalView
 from tidewaiter_updater.health import CheckList, MediumCheck, RootCheck
@@ -34,7 +35,7 @@ from tidewaiter_updater.journal import Journal
 from tidewaiter_updater.kernel_slots import KernelSlots
 from tidewaiter_updater.kernels import KernelImages
 from tidewaiter_updater.model import RunningRelease
-from tidewaiter_updater.ports import Control, DataSets, Kernels, KernelsInSlots, Ports, SlotStore
+from tidewaiter_updater.ports import Control, DataSets, Kernels, KernelsInSlots, NoEvidence, Ports, SlotStore
 from tidewaiter_updater.reboot import RebootFlag
 from tidewaiter_updater.slot_store import DeviceSlots
 from tidewaiter_updater.sources import RelaySource, Source
@@ -104,6 +105,9 @@ def make_ports(
         ),
         data=sets,
         kernels=kernels,
+        evidence=SystemEvidence(documents, boot_id=boot_id(), root=settings.updater.kernel_files)
+        if settings.updater.watchdog_tells
+        else NoEvidence(),
     )
 
 
