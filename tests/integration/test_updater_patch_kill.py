@@ -48,7 +48,7 @@ slots.write(
     report=lambda report: reports.append(report) or reports.__delitem__(slice(-1)), notify=notices.append,
     control=NeverControl(),
 )
-bad = slots.read_back(SlotName.B, release, report=lambda report: None, control=NeverControl())
+bad = slots.read_back(SlotName.B, release, "relay", report=lambda report: None, control=NeverControl())
 with open("/proc/self/status") as status:
     peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 counts = reports[-1].counts

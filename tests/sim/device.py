@@ -258,7 +258,9 @@ class ToySlots:
                 self._power.effect("sync slot", lambda: self._sync(slot))
         self._power.effect("sync slot", lambda: self._sync(slot))
 
-    def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
+    def read_back(
+        self, slot: SlotName, release: Release, source: str, *, report: Report, control: Control
+    ) -> int:
         self._power.effect("read back", lambda: None)
         if self.lies > 0:
             self.lies -= 1
@@ -424,6 +426,8 @@ class ToyTrust:
         return self.documents.get(permit_path)
 
     def releases(self, source: str, product: str) -> tuple[Listed, ...]:
+        if self.error is not None:
+            raise self.error
         return tuple(
             Listed(path=path, sha256=Sha256.of(data))
             for path, data in self.documents.items()

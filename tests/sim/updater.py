@@ -203,6 +203,7 @@ class UpdaterWorld:
             "release": self._release(in_hand) if in_hand else None,
             "digest": self.digest or None,
             "target": "B" if self.digest else None,
+            "source": "relay" if self.digest else None,
             "booted": "A",
             "committed": "A",
             "running": {"version": self.running[0], "sequence": 1, "digest": self.running[1]},

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from tidewaiter_updater.directory_source import DirectorySource
 from tidewaiter_updater.errors import SourceError, SourceRefusedError
-from tidewaiter_updater.media_bay import MediaBay, is_medium, source_name
+from tidewaiter_updater.media_bay import MediaBay
+from tidewaiter_updater.model import is_medium
 
 BYTES = bytes(range(256)) * 4096
 NAME = "directory:/media/stick"
@@ -188,11 +189,12 @@ def test_no_descriptor_is_left_open(stick: Path) -> None:
     assert descriptors() == before
 
 
-def test_whether_a_target_is_there_is_told_by_name_and_length(stick: Path) -> None:
+def test_whether_a_target_is_there_is_told_without_reading_it(stick: Path) -> None:
     source = opened(stick)
     assert source.has_target(PACK, len(BYTES))
     assert not source.has_target(PACK, len(BYTES) - 1)
     assert not source.has_target("releases/p/2/pack", len(BYTES))
+    assert source.received_bytes == 0
 
 
 def test_the_bay_gives_the_medium_only_under_its_name(stick: Path) -> None:
@@ -209,13 +211,12 @@ def test_an_ejected_medium_is_gone_and_its_descriptor_closed(stick: Path) -> Non
     bay = MediaBay()
     before = descriptors()
     bay.insert(NAME, opened(stick))
-    bay.eject()
+    bay.eject(NAME)
     with pytest.raises(SourceError, match="not with the updater"):
         bay.medium(NAME)
     assert descriptors() == before
 
 
-def test_a_source_name_says_where_the_directory_is() -> None:
-    assert source_name("/media/stick") == NAME
+def test_a_source_name_is_one_line_of_bounded_length() -> None:
     assert is_medium(NAME)
-    assert not is_medium("relay")
+    assert not any(map(is_medium, ("relay", NAME + "\n", "directory:" + "a" * 300)))

@@ -6,8 +6,7 @@ from tidewaiter_core.model import SlotName
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.errors import EngineBusyError, SourceError
-from tidewaiter_updater.media_bay import source_name
-from tidewaiter_updater.model import FloorValues
+from tidewaiter_updater.model import FloorValues, source_name
 
 from tests.sim.device import Device, Made, Storage, ToyFloors
 

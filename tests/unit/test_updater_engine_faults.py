@@ -35,9 +35,11 @@ class Hooked(ToySlots):
 
     during_read: Callable[[Control], None] = staticmethod(lambda control: None)
 
-    def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
+    def read_back(
+        self, slot: SlotName, release: Release, source: str, *, report: Report, control: Control
+    ) -> int:
         self.during_read(control)
-        return super().read_back(slot, release, report=report, control=control)
+        return super().read_back(slot, release, source, report=report, control=control)
 
     def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:
         self.during_read(control)

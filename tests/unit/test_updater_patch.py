@@ -194,7 +194,9 @@ def test_a_patch_gives_the_image_and_nothing_else_is_fetched(bench: Bench) -> No
 
 def test_a_patched_slot_is_read_back_without_an_index(bench: Bench) -> None:
     bench.write()
-    bad = bench.slots.read_back(B, bench.release, report=bench.reports.append, control=NeverControl())
+    bad = bench.slots.read_back(
+        B, bench.release, "relay", report=bench.reports.append, control=NeverControl()
+    )
     assert bad == 0
     assert bench.asked == {"twpt"}
 

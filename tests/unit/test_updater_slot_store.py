@@ -40,11 +40,13 @@ class Bench:
         self.reports: list[TransferProgress] = []
         self.notices: list[Notice] = []
         self.beats: list[str] = []
+        self.asked: list[str] = []
+        """Source names that bytes were wanted from."""
         self.slots = DeviceSlots(
             self.paths,
             store=IndexStore(folder / "index"),
             records=lambda: self.records,
-            source_for=lambda name, control: self.source,
+            source_for=self._source_for,
             clock=FakeClock(),
             beat=self.beats.append,
         )
@@ -66,6 +68,15 @@ class Bench:
             digest=Sha256.of(b""), root=made.component.image_root, sequence=1, epoch=0, version="x"
         )
 
+    def _source_for(self, name: str, control: object) -> MemorySource:
+        self.asked.append(name)
+        return self.source
+
+    def read_back(self, made: Packed, *, source: str = "relay") -> int:
+        return self.slots.read_back(
+            B, release_of(made), source, report=self.reports.append, control=NeverControl()
+        )
+
 
 def release_of(made: Packed) -> Release:
     """A release whose slot component is that of `made`."""
@@ -81,9 +92,19 @@ def bench(tmp_path: Path) -> Bench:
 def test_a_release_is_written_and_read_back(bench: Bench) -> None:
     bench.write(bench.new)
     assert bench.paths[B].read_bytes()[: len(bench.new.image)] == bench.new.image
-    release = release_of(bench.new)
-    assert bench.slots.read_back(B, release, report=bench.reports.append, control=NeverControl()) == 0
+    assert bench.read_back(bench.new) == 0
     assert bench.reports[-1].counts.total == len(bench.new.image)
+
+
+def test_a_lost_index_is_fetched_again_from_the_source_of_the_transaction(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.write(bench.new)
+    for file in (tmp_path / "index").iterdir():
+        file.unlink()
+    bench.asked.clear()
+    assert bench.read_back(bench.new, source="directory:/media/stick") == 0
+    assert bench.asked == ["directory:/media/stick"]
 
 
 def test_a_read_back_counts_what_the_medium_lost(bench: Bench) -> None:
@@ -91,8 +112,7 @@ def test_a_read_back_counts_what_the_medium_lost(bench: Bench) -> None:
     with bench.paths[B].open("r+b") as file:
         file.seek(70_000)
         file.write(b"rot")
-    release = release_of(bench.new)
-    assert bench.slots.read_back(B, release, report=bench.reports.append, control=NeverControl()) == 1
+    assert bench.read_back(bench.new) == 1
 
 
 def test_what_a_recorded_slot_holds_is_not_fetched_again(bench: Bench) -> None:

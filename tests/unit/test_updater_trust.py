@@ -518,7 +518,7 @@ def test_without_a_media_root_no_stick_is_read(stick: Stick, made: MadeRelease) 
 
 def test_a_stick_that_was_taken_out_is_awaited(stick: Stick, made: MadeRelease) -> None:
     session = stick.session()
-    stick.bay.eject()
+    stick.bay.eject_all()
     with pytest.raises(SourceError) as caught:
         session.check(STICK, made.path)
     assert caught.value.code == "source.vanished"

@@ -10,14 +10,16 @@ Source: update-engine.md section 10, hal-and-hil.md section 6.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.errors import StateError, TidewaiterError
+from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.consent import covers
 from tidewaiter_updater.effects import Effects
-from tidewaiter_updater.errors import InstallCancelledError, InterlockError
+from tidewaiter_updater.errors import InstallCancelledError, InterlockError, OfferRefusedError
 from tidewaiter_updater.model import Channel, Scope
 from tidewaiter_updater.phases import Effect, Phase
 from tidewaiter_updater.transaction import Transaction
@@ -33,8 +35,22 @@ UNCONFIRMED = "update.unconfirmed"
 class Activation:
     """Waits for permission, arms, and restarts the machine."""
 
-    def __init__(self, transaction: Transaction, effects: Effects) -> None:
+    def __init__(
+        self,
+        transaction: Transaction,
+        effects: Effects,
+        *,
+        permit: Callable[[Release], None],
+        give_up: Callable[[TidewaiterError], float],
+    ) -> None:
+        """
+        Args:
+            permit: Raises OfferRefusedError if this device must not start into the release (any more).
+            give_up: Ends the transaction as failed.
+        """
         self._t = transaction
+        self._permit = permit
+        self._give_up = give_up
         self._effects = effects
         self._clock = transaction.ports.clock
         self._reboot_asked_s: float | None = None
@@ -50,6 +66,7 @@ class Activation:
             self._t.wait_for(*awaited)
             return RECHECK_S
         try:
+            self._must_be_permitted()
             self._lock_injector("activate", has_local_consent=self._has_local_consent())
             return self._arm_if_still_right()
         except InterlockError as err:
@@ -62,6 +79,9 @@ class Activation:
         except StateError:
             self._t.ports.interlock.release()
             raise
+        except OfferRefusedError as err:
+            self._t.ports.interlock.release()
+            return self._give_up(err)
         except TidewaiterError as err:
             return self._prove_again(err)
         self._t.ports.interlock.release()
@@ -76,6 +96,11 @@ class Activation:
         }
         awaited = [name for name, holds in conditions.items() if not holds]
         return [*self._t.lacks_consent(Scope.ACTIVATE), *awaited]
+
+    def _must_be_permitted(self) -> None:
+        if self._t.release is None:
+            raise RuntimeError("WAIT_WINDOW without a release")
+        self._permit(self._t.release)
 
     def _has_local_consent(self) -> bool:
         release, entry = self._t.release, self._t.entry
@@ -134,6 +159,7 @@ class Activation:
             self._t.ports.interlock.release()
             self._t.wait_for(*awaited)
             return RECHECK_S
+        self._must_be_permitted()
         self._must_allow("activate")
         return self._arm()
 

@@ -15,7 +15,7 @@ from tidewaiter_updater import decision
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.errors import InterlockError
 from tidewaiter_updater.journal import JournalEntry
-from tidewaiter_updater.model import NO_TXN, BootEnv, FloorValues, SlotRecord, txn_of
+from tidewaiter_updater.model import NO_TXN, BootEnv, FloorValues, SlotRecord, is_medium, txn_of
 from tidewaiter_updater.phases import Effect, Phase
 from tidewaiter_updater.ports import Control, Notice
 from tidewaiter_updater.transaction import Transaction
@@ -37,7 +37,9 @@ class Effects:
         """Whether the target may already hold parts of the image."""
         self._noticed: set[tuple[str, Notice]] = set()
         self._table: Mapping[Effect, Callable[[], None]] = {
-            Effect.AUDIT_INSTALLING: lambda: self._t.audit("update.installing"),
+            Effect.AUDIT_INSTALLING: lambda: self._t.audit(
+                "update.installing", detail=f"from {self._entry.source}"
+            ),
             Effect.DISARM: lambda: self._decide(lambda env: decision.disarm(env, self._entry.target)),
             Effect.JOURNAL: self._t.save,
             Effect.WRITE_SLOT: self._write_slot,
@@ -112,6 +114,8 @@ class Effects:
         if release is None:
             raise RuntimeError("a transfer without a release")
         caps = [cap for cap in (self._t.site.max_fetch_bytes, release.policy.max_fetch_bytes) if cap > 0]
+        if is_medium(entry.source):
+            caps = []  # both are about what the network costs
         self._t.ports.slots.write(
             entry.target,
             release,
@@ -136,7 +140,7 @@ class Effects:
         if release is None:
             raise RuntimeError("a read-back without a release")
         self.bad_chunks = self._t.ports.slots.read_back(
-            entry.target, release, report=self._t.report_read_back, control=self._control
+            entry.target, release, entry.source, report=self._t.report_read_back, control=self._control
         )
 
     def _record_slot(self) -> None:

@@ -13,6 +13,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from tidewaiter_core.audit import Actor
 from tidewaiter_core.errors import SecondInstanceError, StateError
@@ -25,7 +26,7 @@ from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import EngineBusyError, EngineRefusedError, OfferRefusedError
 from tidewaiter_updater.journal import JournalEntry
-from tidewaiter_updater.model import Consent, RunningRelease, Verdict, txn_of
+from tidewaiter_updater.model import RELAY, Consent, RunningRelease, Verdict, txn_of
 from tidewaiter_updater.offers import Offer, Offers
 from tidewaiter_updater.phases import CANCELABLE, IN_TRIAL, RESTING, TABLE, WRITING, Phase, PhaseTable
 from tidewaiter_updater.ports import Ports
@@ -34,12 +35,14 @@ from tidewaiter_updater.startup import Startup
 from tidewaiter_updater.transaction import SYSTEM, Site, Transaction
 from tidewaiter_updater.transfer import Transfer, TransferControl
 from tidewaiter_updater.trial import Trial
+from tidewaiter_updater.trust_wire import Listed
 from tidewaiter_updater.unwritten import Unwritten
 
 logger = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 30.0
 STATE_FAULT_WAIT_S = 60.0
+_T = TypeVar("_T")
 
 
 class Engine:
@@ -63,11 +66,12 @@ class Engine:
         effects = Effects(self.transaction, control=control)
         self.offers = Offers(self.transaction)
         self._transfer = Transfer(self.transaction, effects, permit=self.offers.permit, rng=rng)
-        self._activation = Activation(self.transaction, effects)
+        self._activation = Activation(
+            self.transaction, effects, permit=self.offers.permit_start, give_up=self._transfer.end
+        )
         self._trial = Trial(self.transaction, effects)
         self._repair = Repair(self.transaction, control=control)
         self._startup = Startup(self.transaction, effects, trial=self._trial, transfer=self._transfer)
-        self._network_proven_utc = ""
         self._wake = threading.Event()
         self._not_yet = Unwritten(self.transaction, rng=rng)
         self._steps: Mapping[Phase, Callable[[], float]] = {
@@ -166,24 +170,49 @@ class Engine:
         self, source: str, release_path: str, *, actor: Actor = SYSTEM, is_local: bool = False
     ) -> Offer:
         """Fetch, verify and judge a release; nothing is changed but floors and the stored document."""
-        if self.transaction.phase in WRITING and not self.transaction.is_waiting():
-            raise EngineBusyError("a transfer runs", phase=self.transaction.phase.value)
-        try:
-            offer = self.offers.check(source, release_path, actor=actor, is_local=is_local)
-        except (
-            SecondInstanceError
-        ) as err:  # another Check is at work; that passes, and is no verdict on a release
-            raise EngineBusyError(str(err), phase=self.transaction.phase.value) from err
-        if source == "relay":
-            self._network_proven_utc = self.transaction.now_utc()
+        offer = self._in_trust(
+            lambda: self.offers.check(source, release_path, actor=actor, is_local=is_local)
+        )
+        if source == RELAY:
+            self.transaction.note_network()
         return offer
 
-    def install(
-        self, digest: Sha256, *, consent: Consent | None = None, actor: Actor = SYSTEM, is_local: bool = False
-    ) -> None:
-        """Begin, or go on with, the installation of a release that Check has stored, from where Check found it last."""
+    def releases(self, source: str) -> tuple[Listed, ...]:
+        """The release documents that a repository signs, for a Check of each."""
+        return self._in_trust(
+            lambda: self.transaction.ports.trust.releases(source, self.transaction.site.product)
+        )
+
+    def _in_trust(self, session: Callable[[], _T]) -> _T:
+        """Run a trust session, which wants memory that a running transfer wants, too."""
         transaction = self.transaction
-        source = transaction.journal.offered_by(digest)
+        if transaction.phase in WRITING and not transaction.is_waiting():
+            raise EngineBusyError("a transfer runs", phase=transaction.phase.value)
+        try:
+            return session()
+        except SecondInstanceError as err:
+            # Another session is at work; that passes, and is no verdict on a release.
+            raise EngineBusyError(str(err), phase=transaction.phase.value) from err
+
+    def install(
+        self,
+        digest: Sha256,
+        *,
+        source: str | None = None,
+        consent: Consent | None = None,
+        actor: Actor = SYSTEM,
+        is_local: bool = False,
+    ) -> None:
+        """Begin, or go on with, the installation of a release that Check has stored.
+
+        Network and medium may alternate within one transaction: the chunks are the same. The network takes a transfer over only
+        from a source that gives nothing any more; a person at the device may choose at any time.
+
+        Args:
+            source: Where its bytes come from from now on; where Check found the release last if not given.
+        """
+        transaction = self.transaction
+        source = source or transaction.journal.offered_by(digest)
         with transaction.lock:
             self._must_be_sound()
             if consent is not None:
@@ -199,8 +228,9 @@ class Engine:
                 self._open(digest, source=source, is_local=is_local)
             if consent is not None:
                 self._note_consent(consent, actor)
-            transaction.amend(source=source)
             transaction.actor = actor
+            if is_local or transaction.phase not in WRITING or transaction.waits_for_source():
+                transaction.take_from(source)
             transaction.retry_at_s = None
             transaction.save()
         transaction.touch()
@@ -224,7 +254,7 @@ class Engine:
             source=source,
             since_utc=transaction.now_utc(),
             from_version=transaction.identity.version,
-            network_proven_utc=self._network_proven_utc,
+            network_proven_utc=transaction.journal.network_proven_utc(),
         )
         transaction.last = None
         transaction.enter(Phase.WAIT_CONSENT)

@@ -151,6 +151,15 @@ class Journal:
             kept = dict(list(known.items())[-REFUSAL_LIMIT:])
             self._documents.save("offers", {"releases": kept, "order": list(kept)})
 
+    def network_proven_utc(self) -> str:
+        """When the server last answered this device, empty if it never did."""
+        document = self._documents.load("network")
+        return str(document.get("proven_utc", "")) if document is not None else ""
+
+    def note_network(self, now_utc: str) -> None:
+        with self._changing:
+            self._documents.save("network", {"proven_utc": now_utc})
+
     def release_bytes(self, digest: Sha256) -> bytes | None:
         """The signed release document that hashes to `digest`, None when it is not (or no longer exactly) stored."""
         data = self._documents.read_blob(f"release/{digest}.json")

@@ -94,8 +94,10 @@ class KernelSlots:
             control=control,
         )
 
-    def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
-        wrong = self._slots.read_back(slot, release, report=report, control=control)
+    def read_back(
+        self, slot: SlotName, release: Release, source: str, *, report: Report, control: Control
+    ) -> int:
+        wrong = self._slots.read_back(slot, release, source, report=report, control=control)
         return wrong + (not self._kernels.is_staged(slot, release))
 
     def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:

@@ -35,6 +35,7 @@ from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.idle import IdleWatch
 from tidewaiter_updater.image_identity import read_identity, read_serial
+from tidewaiter_updater.media_bay import MediaBay
 from tidewaiter_updater.service import UpdaterService, authorize_agent, authorize_local
 from tidewaiter_updater.transaction import Site
 from tidewaiter_updater.wiring import make_floors, make_ports
@@ -91,9 +92,18 @@ def _workers(
     loader = boot_loader(settings.updater)
     floors = make_floors(settings, identity, loader.control)
     _report_lost_floors(audit, floors)
+    bay = MediaBay()
     engine = Engine(
         make_ports(
-            settings, identity, clock=clock, audit=audit, loader=loader, floors=floors, stop=stop, beat=beat
+            settings,
+            identity,
+            clock=clock,
+            audit=audit,
+            loader=loader,
+            floors=floors,
+            stop=stop,
+            beat=beat,
+            bay=bay,
         ),
         site=Site(
             serial=serial,
@@ -109,7 +119,7 @@ def _workers(
     inherited = listen_fds()
     # Without socket activation nobody would start the process again.
     idle = IdleWatch(engine, clock, limit_s=settings.updater.idle_exit_s if inherited else 0)
-    agent, local = _servers(settings, engine, idle, inherited=inherited)
+    agent, local = _servers(settings, engine, idle, bay=bay, inherited=inherited)
 
     def work(stopping: Stop) -> None:
         engine.run(stopping, beat=beat.step, beat_s=heartbeat.watchdog_interval_s)
@@ -131,7 +141,12 @@ def _report_lost_floors(audit: AuditLog, floors: FloorStore) -> None:
 
 
 def _servers(
-    settings: Settings, engine: Engine, idle: IdleWatch, *, inherited: dict[str, socket.socket]
+    settings: Settings,
+    engine: Engine,
+    idle: IdleWatch,
+    *,
+    bay: MediaBay,
+    inherited: dict[str, socket.socket],
 ) -> tuple[Server, Server]:
     paths, peers = settings.paths, settings.peers
     agent = Server(
@@ -144,11 +159,12 @@ def _servers(
         listener(
             "updater-local", paths.updater_local_socket, group=peers.operator_group, inherited=inherited
         ),
-        UpdaterService(engine, is_local=True, active=idle.active).handlers(),
+        UpdaterService(engine, is_local=True, active=idle.active, bay=bay).handlers(),
         authorize=authorize_local(
             operator_gid=group_id(peers.operator_group), updater_uid=user_id(peers.updater_user)
         ),
         name="updater-local",
+        max_descriptors=1,
     )
     return agent, local
 

@@ -1,33 +1,15 @@
-"""The medium that an operator has given to this process: at most one, known by the name it was given under.
+"""The media that operators have given to this process, known by the source names they were given under.
 
 It is here as long as it is needed: a held directory keeps the medium from being unmounted. A restart of the process forgets it;
 the transaction then waits (`source.vanished`) until somebody gives it again or the network brings the release.
-
-Source names: "relay", or "directory:" and where the operator says the directory is. The name is for people, the journal and the
-audit log; nothing is opened by it.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Final
 
 from tidewaiter_updater.directory_source import DirectorySource
 from tidewaiter_updater.errors import SourceError
-
-RELAY: Final = "relay"
-PREFIX: Final = "directory:"
-NAME_CHARS: Final = 200
-
-
-def source_name(place: str) -> str:
-    """The source name of a directory that its operator calls `place`."""
-    return PREFIX + place[:NAME_CHARS]
-
-
-def is_medium(source: str) -> bool:
-    """Whether a source name means a directory."""
-    return source.startswith(PREFIX)
 
 
 class MediaBay:
@@ -35,18 +17,22 @@ class MediaBay:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._source: DirectorySource | None = None
-        self._name = ""
+        self._media: dict[str, DirectorySource] = {}
 
     def insert(self, name: str, source: DirectorySource) -> None:
-        """Use this medium from now on, in place of an earlier one."""
+        """Use this medium from now on, in place of an earlier one of that name."""
         with self._lock:
-            self._name, self._source = name, source
+            self._media[name] = source
 
-    def eject(self) -> None:
-        """Let go of the medium; whoever still reads from it finishes first."""
+    def eject(self, name: str) -> None:
+        """Let go of a medium; whoever still reads from it finishes first."""
         with self._lock:
-            self._name, self._source = "", None
+            self._media.pop(name, None)
+
+    def eject_all(self) -> None:
+        """Let go of every medium."""
+        with self._lock:
+            self._media.clear()
 
     def medium(self, name: str) -> DirectorySource:
         """The medium that was given as `name`.
@@ -55,9 +41,9 @@ class MediaBay:
             SourceError: source.vanished, it is not here (any more).
         """
         with self._lock:
-            if self._source is not None and self._name == name:
-                return self._source
+            if name in self._media:
+                return self._media[name]
         raise SourceError(
-            f"{name.removeprefix(PREFIX)}: this medium is not with the updater (any more); the update waits for it",
+            f"{name}: this medium is not with the updater (any more); the update waits for it",
             code="source.vanished",
         )

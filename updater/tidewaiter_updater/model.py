@@ -16,6 +16,21 @@ TXN_CHARS = 16
 NO_TXN = "0" * TXN_CHARS
 NO_BOOT = "0" * 8
 
+RELAY = "relay"
+"""The source name of the network. That of a medium is `DIRECTORY_PREFIX` and where its operator says that it is."""
+DIRECTORY_PREFIX = "directory:"
+SOURCE_CHARS = 256
+
+
+def source_name(place: str) -> str:
+    """The source name of a medium that its operator calls `place`."""
+    return f"{DIRECTORY_PREFIX}{place}"[:SOURCE_CHARS]
+
+
+def is_medium(source: str) -> bool:
+    """Whether a source name means a medium. The name is for people, the journal and the audit log; nothing is opened by it."""
+    return source.startswith(DIRECTORY_PREFIX) and len(source) <= SOURCE_CHARS and source.isprintable()
+
 
 def txn_of(digest: Sha256) -> str:
     """The name of `digest` in the boot environment and in the quarantine."""

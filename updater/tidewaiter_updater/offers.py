@@ -95,12 +95,16 @@ class Offers:
 
         Not the rollout: it decides whether a transaction begins, and an operator's began without it.
         """
-        self._fits_device(release)
-        self._fits_running(release)
-        self._is_not_quarantined(release)
+        self.permit_start(release)
         self._fits_state_directory(release)
         self._fits_data_directory(release)
         self._fits_boot_loader(release)
+
+    def permit_start(self, release: Release) -> None:
+        """Judge once more before the device starts into it: site policy, floors and quarantine may have changed since."""
+        self._fits_device(release)
+        self._fits_running(release)
+        self._is_not_quarantined(release)
 
     def _fits_device(self, release: Release) -> None:
         site, name = self._t.site, _name(release)

@@ -102,8 +102,14 @@ class SlotStore(Protocol):
             notify: Told before a way that failed is left for one that fetches more, and of a running slot that differs.
         """
 
-    def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
-        """Number of chunks that the medium does not hold as signed; 0 proves the image."""
+    def read_back(
+        self, slot: SlotName, release: Release, source: str, *, report: Report, control: Control
+    ) -> int:
+        """Number of chunks that the medium does not hold as signed; 0 proves the image.
+
+        Args:
+            source: Where the index comes from if it was lost.
+        """
 
     def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:
         """Whether the slot holds exactly the image of `release`, by reading all of it from the medium.
@@ -245,3 +251,5 @@ class Ports:
     data: DataSets = field(default_factory=NoDataSets)
     evidence: BootEvidence = field(default_factory=NoEvidence)
     kernels: Kernels = field(default_factory=KernelsInSlots)
+    release_media: Callable[[], None] = lambda: None
+    """No bytes are wanted any more: let go of a medium, so that it can be taken out."""

@@ -19,12 +19,16 @@ from tidewaiter_core.varlink import Authorize, Call, Handler, Peer, VarlinkError
 from tidewaiter_updater.consent import as_claimed_by_agent
 from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.errors import EngineBusyError
+from tidewaiter_updater.given_medium import INVALID, GivenMedia
 from tidewaiter_updater.journal import parse_consent
-from tidewaiter_updater.model import Channel, Consent, Scope
+from tidewaiter_updater.media_bay import MediaBay
+from tidewaiter_updater.model import RELAY, Channel, Consent, Scope
 from tidewaiter_updater.phases import RESTING, Phase
 from tidewaiter_updater.status import render_offer, render_status
 
 INTERFACE = "io.tidewaiter.Updater"
+LIST_LIMIT = 256
+"""A reply has at most 64 KiB."""
 FOR_AGENT = frozenset({"Check", "Install", "Pause", "Resume", "Cancel", "Activate", "GetStatus", "Watch"})
 FOR_UNITS = frozenset({"Health", "Commit"})
 INSTALL_ENDS = RESTING | {Phase.STAGED, Phase.WAIT_WINDOW, Phase.ARMED, Phase.TRIAL, Phase.HEALTH}
@@ -32,7 +36,6 @@ PACE_S = 0.5
 QUIET_S = 10.0
 CANCEL_WAIT_S = 5.0
 CONSENT_LIMIT = timedelta(days=30)
-INVALID = "org.varlink.service.InvalidParameter"
 
 
 def authorize_agent(agent_uid: int) -> Authorize:
@@ -79,19 +82,29 @@ def _updater_method(method: str) -> str | None:
 class UpdaterService:
     """Handlers for one socket. `is_local`: the socket of operators and units."""
 
-    def __init__(self, engine: Engine, *, is_local: bool, active: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        is_local: bool,
+        active: Callable[[], None] = lambda: None,
+        bay: MediaBay | None = None,
+    ) -> None:
         """
         Args:
+            bay: For the media that operators bring; None takes none.
             active: Called at each command; postpones the idle exit.
         """
         self._engine = engine
         self._is_local = is_local
         self._active = active
+        self._media = GivenMedia(engine, bay if is_local else None)
 
     def handlers(self) -> Mapping[str, Mapping[str, Handler]]:
         """All methods of the interface; who may call which is the socket's rule."""
         return {
             INTERFACE: {
+                "List": self._answering(self.list_releases),
                 "Check": self._answering(self.check),
                 "Install": self._answering(self.install),
                 "Activate": self._answering(self.activate),
@@ -109,28 +122,40 @@ class UpdaterService:
             }
         }
 
+    def list_releases(self, call: Call) -> dict[str, Any]:
+        with self._media.source(call) as source:
+            found = self._engine.releases(source)
+        return {"releases": [{"path": one.path, "digest": one.sha256} for one in found[:LIST_LIMIT]]}
+
     def check(self, call: Call) -> dict[str, Any]:
-        source = str(call.parameters["source"])
-        if source != "relay" and not (self._is_local and source.startswith("directory:/")):
-            raise VarlinkError(INVALID, {"parameter": "source"})
-        offer = self._engine.check(
-            source, str(call.parameters["release"]), actor=self._actor(call.peer), is_local=self._is_local
-        )
+        with self._media.source(call) as source:
+            offer = self._engine.check(
+                source, str(call.parameters["release"]), actor=self._actor(call.peer), is_local=self._is_local
+            )
         return {"offer": render_offer(offer)}
 
     def install(self, call: Call) -> dict[str, Any] | Iterator[dict[str, Any]]:
         digest = _digest(call)
-        claimed = call.parameters.get("consent")
-        self._engine.install(
-            digest,
-            consent=self._as_recorded(claimed, call.peer) if claimed else None,
-            actor=self._actor(call.peer),
-            is_local=self._is_local,
-        )
+        if call.parameters["source"] is None:
+            # The agent knows a release from the relay, whoever else may have checked it since.
+            self._install(call, digest, source=None if self._is_local else RELAY)
+        else:
+            with self._media.source(call, holding=digest) as source:
+                self._install(call, digest, source=source)
         return (
             self._until(call, lambda: self._engine.transaction.phase in INSTALL_ENDS)
             if call.more
             else self._status()
+        )
+
+    def _install(self, call: Call, digest: Sha256, *, source: str | None) -> None:
+        claimed = call.parameters.get("consent")
+        self._engine.install(
+            digest,
+            source=source,
+            consent=self._as_recorded(claimed, call.peer) if claimed else None,
+            actor=self._actor(call.peer),
+            is_local=self._is_local,
         )
 
     def activate(self, call: Call) -> dict[str, Any]:

@@ -109,14 +109,16 @@ class DeviceSlots:
             )
             write.run()
 
-    def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
+    def read_back(
+        self, slot: SlotName, release: Release, source: str, *, report: Report, control: Control
+    ) -> int:
         component, watch = release.slot, self._watch(control)
         with ExitStack() as stack:
             table: HashTable | IndexReader | None = self._store.hashes(component.image_root)
             if isinstance(table, HashTable):
                 stack.callback(table.close)
             else:
-                repository = self._source_for("relay", control)
+                repository = self._source_for(source, control)
                 step = Step("reading back", watch, self._clock)
                 table = stack.enter_context(self._store.opened(component.index, repository, step=step))
             return len(slots.read_back(self._open(slot, release, writable=True), table, report, watch))

@@ -67,6 +67,7 @@ def render_status(transaction: Transaction) -> dict[str, Any]:
             "release": render_release(release) if release is not None else None,
             "digest": str(entry.digest) if entry is not None else None,
             "target": entry.target.value if entry is not None else None,
+            "source": entry.source if entry is not None else None,
             "booted": transaction.booted.value if transaction.booted else "",
             "committed": env.committed.value if env else "",
             "running": {

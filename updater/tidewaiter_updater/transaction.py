@@ -10,11 +10,13 @@ import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
 from tidewaiter_core.audit import Actor, Outcome
-from tidewaiter_core.clock import format_utc
+from tidewaiter_core.clock import format_utc, parse_utc
+from tidewaiter_core.errors import StateWriteError
 from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_core.payload.errors import PayloadError
 from tidewaiter_core.payload.limits import STANDARD, Limits
@@ -32,11 +34,12 @@ from tidewaiter_updater.model import (
     SlotRecord,
     TransferProgress,
 )
-from tidewaiter_updater.phases import TABLE, Phase, PhaseTable
+from tidewaiter_updater.phases import TABLE, WRITING, Phase, PhaseTable
 from tidewaiter_updater.ports import Ports
 
 logger = logging.getLogger(__name__)
 
+NETWORK_NOTE_STEP = timedelta(hours=1)
 SYSTEM = Actor(kind="system", id="tidewaiter-updater")
 
 
@@ -93,6 +96,8 @@ class Transaction:
         self.stale_trial = False
         self.stopping = False
         self.paused = False
+        self.redirected = False
+        """The bytes of a running transfer are to come from elsewhere: it ends at its next chunk and goes on from there."""
         self.hold_back = False
         """The injector injects; the transfer waits."""
         self.cancel_code: str | None = None
@@ -160,6 +165,38 @@ class Transaction:
             )
             self.amend(last=self.last)
         self.touch()
+
+    def take_from(self, source: str) -> None:
+        """Let the bytes of the release in hand come from `source`; audited before it is so.
+
+        Raises:
+            AuditUnavailableError: The log cannot take it; the source stays.
+        """
+        with self.lock:
+            if self.entry is None or self.entry.source == source:
+                return
+            if self.phase in WRITING:
+                self.audit("update.installing", detail=f"from {source}, before from {self.entry.source}")
+            self.amend(source=source)
+            self.redirected = self.phase is Phase.TRANSFER
+
+    def waits_for_source(self) -> bool:
+        """Whether the transfer is at rest because its source gives nothing."""
+        with self.lock:
+            return self.retry_at_s is not None and any(
+                reason.startswith("source.") for reason in self.waiting_for
+            )
+
+    def note_network(self) -> None:
+        """The server answered. What the health check `server` asks of a trial depends on it, so it outlives this process."""
+        now_utc, known = self.now_utc(), self.journal.network_proven_utc()
+        if not known or abs(parse_utc(now_utc) - parse_utc(known)) >= NETWORK_NOTE_STEP:
+            try:
+                self.journal.note_network(now_utc)
+            except StateWriteError as err:
+                logger.warning("the server's answer is not remembered: %s", err)
+        with self.lock:
+            self.amend(network_proven_utc=now_utc)
 
     def save(self) -> None:
         """Write the journal; a transaction without an entry has nothing to remember."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from tidewaiter_core.audit import AuditUnavailableError
 from tidewaiter_core.backoff import Backoff
 from tidewaiter_core.clock import Clock
-from tidewaiter_core.errors import TidewaiterError
+from tidewaiter_core.errors import StateError, TidewaiterError
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.boot import BootEnvError
@@ -22,11 +22,12 @@ from tidewaiter_updater.effects import Effects
 from tidewaiter_updater.errors import (
     BudgetError,
     InstallCancelledError,
+    OfferRefusedError,
     SlotError,
     SourceError,
     SourceRefusedError,
 )
-from tidewaiter_updater.model import ByteCounts, Scope, TransferProgress
+from tidewaiter_updater.model import RELAY, ByteCounts, Scope, TransferProgress, is_medium
 from tidewaiter_updater.phases import Effect, Phase
 from tidewaiter_updater.transaction import Transaction
 
@@ -37,6 +38,7 @@ RETRY_BASE_S = 60.0
 RETRY_CAP_S = 6 * 3600.0
 LONG_WAIT_S = 30.0
 AUDIT_WAIT_S = 60.0
+ROOM_WAIT_S = 60.0
 INJECTOR_POLL_S = 1.0
 WAY_FAULTS = frozenset({"source.unavailable", "source.slow", "source.vanished", "source.not-metadata"})
 
@@ -53,7 +55,9 @@ class TransferControl:
         return (self._t.paused or self._t.hold_back) and not self.cancelled()
 
     def cancelled(self) -> bool:
-        return self._t.is_cancel_requested() or self._t.stopping or self._must_not_wait()
+        return (
+            self._t.is_cancel_requested() or self._t.stopping or self._t.redirected or self._must_not_wait()
+        )
 
     def _must_not_wait(self) -> bool:
         """A pause ends the read-back before ARM: waiting in it would keep the injector locked for as long."""
@@ -113,6 +117,15 @@ class Transfer:
             logger.warning("update waits for the audit log: %s", err)
             self._t.wait_for("update.audit-full")
             return AUDIT_WAIT_S
+        except StateError:
+            raise  # our own disk, nothing was refused: the engine waits and tries again
+        except OfferRefusedError as err:
+            if not err.retryable:
+                return self.end(err)
+            # Room may be made at any time; an end would have to be begun anew by a person or the server.
+            self._t.conclude(err.code, str(err))
+            self._t.wait_for(err.code)
+            return ROOM_WAIT_S
         except TidewaiterError as err:
             return self.end(err)
         self._effects.resume = False
@@ -136,6 +149,8 @@ class Transfer:
             return self._after_fault(err)
         finally:
             self._effects.resume = True
+        if self._t.entry is not None and self._t.entry.source == RELAY and self._t.progress.counts.fetched:
+            self._t.note_network()
         self._t.enter(Phase.VERIFY)
         return 0.0
 
@@ -167,6 +182,7 @@ class Transfer:
             "update.staged", f"{self._t.release_name()} is in slot {entry.target}, read back and right"
         )
         self._effects.perform(Phase.STAGED)
+        self._t.ports.release_media()
 
     def _rewrite(self) -> float:
         bad, entry = self._effects.bad_chunks, self._t.entry
@@ -201,6 +217,7 @@ class Transfer:
             if left_s > 0:
                 return left_s
             self._t.retry_at_s = None
+        self._t.redirected = False
         self._t.wait_for()
         return 0.0
 
@@ -213,6 +230,9 @@ class Transfer:
             self._t.paused = True
             self._t.wait_for("paused", err.code)
             return LONG_WAIT_S
+        if isinstance(err, SourceRefusedError) and self._t.entry and is_medium(self._t.entry.source):
+            # Not as for a server: another medium, or the same one put back whole, may have it.
+            err = SourceError(str(err), code="source.vanished")
         if _is_final(err):
             return self.end(err)
         if err.code not in WAY_FAULTS and not self._count_attempt(err):
@@ -237,6 +257,7 @@ class Transfer:
         """FAILED: the release is given up until a new command; the running one is untouched."""
         logger.error("%s: %s", err.code, err)
         self._t.conclude(err.code, str(err))
+        self._t.ports.release_media()
         self._t.enter(Phase.FAILED)
         self._t.pending = True
         if err.code in ("boot.env-write", "boot.env-invalid"):
@@ -275,6 +296,7 @@ class Transfer:
             self._effects.do(Effect.CLOSE)
             self._t.cancel_code = None
             self._t.enter(Phase.IDLE)
+        self._t.ports.release_media()
         return 0.0
 
 

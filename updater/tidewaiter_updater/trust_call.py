@@ -21,7 +21,8 @@ from tidewaiter_core.durable import InstanceLock
 
 from tidewaiter_updater.errors import SourceError, TrustError
 from tidewaiter_updater.floor import FloorStore
-from tidewaiter_updater.media_bay import PREFIX, RELAY, MediaBay, is_medium
+from tidewaiter_updater.media_bay import MediaBay
+from tidewaiter_updater.model import DIRECTORY_PREFIX, RELAY, is_medium
 from tidewaiter_updater.trust_wire import (
     REPLY_LIMIT_BYTES,
     REQUEST_LIMIT_BYTES,
@@ -55,7 +56,7 @@ def repository_of(source: str) -> Repository:
     if is_medium(source):
         return Repository.MEDIA
     raise SourceError(
-        f"source {source[:80]!r}: expected {RELAY} or {PREFIX}<place>; not fetched", retryable=False
+        f"source {source[:80]!r}: expected {RELAY} or {DIRECTORY_PREFIX}<place>; not fetched", retryable=False
     )
 
 

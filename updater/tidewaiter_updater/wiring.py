@@ -34,7 +34,8 @@ from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
 from tidewaiter_updater.kernel_slots import KernelSlots
 from tidewaiter_updater.kernels import KernelImages
-from tidewaiter_updater.model import RunningRelease
+from tidewaiter_updater.media_bay import MediaBay
+from tidewaiter_updater.model import RunningRelease, is_medium
 from tidewaiter_updater.ports import Control, DataSets, Kernels, KernelsInSlots, NoEvidence, Ports, SlotStore
 from tidewaiter_updater.reboot import RebootFlag
 from tidewaiter_updater.slot_store import DeviceSlots
@@ -58,6 +59,7 @@ def make_ports(
     floors: FloorStore,
     stop: Stop,
     beat: Beat,
+    bay: MediaBay,
 ) -> Ports:
     paths = settings.paths
     state_dir = paths.updater_state_dir
@@ -65,6 +67,8 @@ def make_ports(
     sets = device_data_sets(settings, identity, boot=loader.control, clock=clock)
 
     def source_for(name: str, control: Control) -> Source:
+        if is_medium(name):
+            return bay.medium(name)
         return RelaySource(paths.relay_socket, clock=clock, cancelled=control.cancelled, waiting=beat.step)
 
     def alive(stage: str) -> None:
@@ -92,6 +96,7 @@ def make_ports(
             relay_socket=paths.relay_socket,
             floors=floors,
             clock=clock,
+            media=bay,
             cancelled=lambda: stop.is_set,
         ),
         floors=floors,
@@ -108,6 +113,7 @@ def make_ports(
         evidence=SystemEvidence(documents, boot_id=boot_id(), root=settings.updater.kernel_files)
         if settings.updater.watchdog_tells
         else NoEvidence(),
+        release_media=bay.eject_all,
     )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tidewaiter_core.model import SlotName
-from tidewaiter_updater.media_bay import is_medium
-from tidewaiter_updater.model import BootEnv
+from tidewaiter_updater.model import BootEnv, is_medium
 
 from tests.faults.crash_explorer.backends import SIMULATED, Backend
 from tests.faults.crash_explorer.invariants import End

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidewaiter_core.model import SlotName
-from tidewaiter_updater.media_bay import source_name
+from tidewaiter_updater.model import source_name
 from tidewaiter_updater.phases import Phase
 
 from tests.faults.crash_explorer.bases import (
