@@ -1,7 +1,7 @@
 """`tidewaiter`: the command line for people at the device. Reads the local sockets and files; opens no network connection.
 
 Exit codes: 0 done, 1 done and something is wrong (a broken audit chain, a failed update), 2 usage, 3 not allowed, 4 refused,
-7 a service does not answer, 78 configuration unusable.
+5 not finished, the same command goes on with it, 7 a service does not answer, 78 configuration unusable.
 """
 
 from __future__ import annotations

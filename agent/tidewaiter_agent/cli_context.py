@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tidewaiter_core import config
+from tidewaiter_core.clock import Clock, SystemClock
 from tidewaiter_core.settings import Settings
 from tidewaiter_core.varlink import Client
 
@@ -29,8 +31,10 @@ class Exit(IntEnum):
 
     OK = 0
     WRONG = 1
+    USAGE = 2
     NOT_ALLOWED = 3
     REFUSED = 4
+    UNFINISHED = 5
     NOT_REACHABLE = 7
     CONFIG = 78
 
@@ -42,6 +46,11 @@ class Context:
     image_file: Path
     conf_dir: Path
     out: TextIO
+    ask: Callable[[str], str] = input
+    """Put a question to the person at the terminal."""
+    has_person: Callable[[], bool] = sys.stdin.isatty
+    """Whether somebody can answer one."""
+    clock: Clock = field(default_factory=SystemClock)
 
     @cached_property
     def settings(self) -> Settings:
@@ -61,10 +70,26 @@ class Context:
         with connected(self.settings.paths.agent_local_socket) as client:
             return client.call(AGENT + method, parameters)
 
-    def updater(self, method: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Call the updater on its local socket, as the person who runs this program."""
+    def updater(
+        self,
+        method: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        medium: int | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Call the updater on its local socket, as the person who runs this program.
+
+        Args:
+            medium: An open directory that goes along as descriptor 0.
+        """
         with connected(self.settings.paths.updater_local_socket) as client:
-            return client.call(UPDATER + method, parameters)
+            return client.call(
+                UPDATER + method,
+                parameters,
+                timeout_s=timeout_s,
+                descriptors=() if medium is None else (medium,),
+            )
 
 
 Command = Callable[[Context, argparse.Namespace], int]

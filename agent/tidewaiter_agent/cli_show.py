@@ -71,15 +71,100 @@ def update_text(status: Mapping[str, Any]) -> str:
         rows.append(
             (
                 "fetched",
-                f"{counts['fetched'] / MIB:.1f} of {counts['expected_fetch'] / MIB:.1f} MiB over the network",
+                f"{counts['fetched'] / MIB:.1f} of {counts['expected_fetch'] / MIB:.1f} MiB {_way(status)}",
             )
         )
+        by_source = ", ".join(
+            f"{name} {value / MIB:.1f}" for name, value in status["by_source"].items() if value
+        )
+        rows.append(("MiB by origin", by_source or "-"))
+        rows.append(("tries left", str(status["tries_left"])))
+    floors = status["floors"]
+    rows.append(
+        (
+            "floors",
+            f"sequence {floors['sequence']}, security epoch {floors['security_epoch']}, time {floors['time_utc'] or '-'}",
+        )
+    )
     if status.get("degraded"):
         rows.append(("degraded", status["degraded"]))
     if last:
         rows.append(("last", f"{last['code']}: {last['text']}"))
         if last["what_to_do"]:
             rows.append(("what to do", last["what_to_do"]))
+    return table(rows)
+
+
+def _way(status: Mapping[str, Any]) -> str:
+    """Where the bytes come from, for people."""
+    source = status.get("source") or "relay"
+    return "over the network" if source == "relay" else f"from {source.removeprefix('directory:')}"
+
+
+def listing_text(offers: Sequence[Mapping[str, Any]]) -> str:
+    """The releases of a medium, one line each."""
+    rows = []
+    for offer in offers:
+        release = offer["release"]
+        verdict = "can be installed" if offer["installable"] else f"not for this device now: {offer['code']}"
+        rows.append(
+            (escape(f"{release['product']} {release['version']}"), f"{release['risk']:<8}  {verdict}")
+        )
+    return table(rows) if rows else "no release on this medium"
+
+
+_CONSENT = {
+    "none": "the release asks for none; yours is recorded",
+    "site": "of the site, or yours here at the device",
+    "local": "of a person at the device: yours",
+}
+
+
+def offer_text(release: Mapping[str, Any], target: str | None, fetch_bytes: int | None) -> str:
+    """A release, with everything that a person needs to agree to it."""
+    notes = release["notes"].get("en") or next(iter(release["notes"].values()), "")
+    size = "" if fetch_bytes is None else f"at most {fetch_bytes / MIB:.1f} MiB are read"
+    return table(
+        [
+            ("release", f"{release['product']} {release['version']}  (sequence {release['sequence']})"),
+            ("digest", release["digest"]),
+            ("risk", release["risk"]),
+            ("notes", notes or "-"),
+            ("size", size or "already begun"),
+            ("goes to", f"slot {target or '?'}"),
+            ("consent", _CONSENT.get(release["consent"], release["consent"])),
+        ]
+    )
+
+
+def question_text(release: Mapping[str, Any], *, activate: bool, installed: bool = False) -> str:
+    """What a person agrees to, in one sentence."""
+    name = escape(f"{release['product']} {release['version']}")
+    restart = "restart the device into it as soon as the injector is idle"
+    if installed:
+        return f"Start {name}: {restart}?"
+    if activate:
+        return f"Install {name} and {restart}?"
+    return f"Install {name}? The running release keeps running until you start the new one."
+
+
+def wait_text(last: Mapping[str, Any]) -> str:
+    """Why an update waits, and what a person can do about it."""
+    return table([("waits", f"{last['code']}: {last['text']}"), ("what to do", last["what_to_do"])])
+
+
+def end_text(status: Mapping[str, Any]) -> str:
+    """How an update stands when nothing more is done for it by itself."""
+    release, last = status.get("release"), status.get("last")
+    if status["phase"] in ("STAGED", "WAIT_WINDOW") and release:
+        return escape(
+            f"{release['product']} {release['version']} is in slot {status['target']}, read back and right. "
+            f"{status['running']['version']} keeps running; `tidewaiter update activate` starts the new release."
+        )
+    rows = [("ended", status["phase"])]
+    if last:
+        rows.append(("reason", f"{last['code']}: {last['text']}"))
+        rows.append(("what to do", last["what_to_do"]))
     return table(rows)
 
 

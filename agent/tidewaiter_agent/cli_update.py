@@ -1,4 +1,7 @@
-"""`tidewaiter update status [--watch]`: the updater's status, once or as a progress bar that lives until the update ends."""
+"""`tidewaiter update status [--watch]`: the updater's status, once or as a progress bar that lives until the update ends.
+
+The commands that change something are in `cli_install`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tidewaiter_core.clock import SystemClock
 from tidewaiter_core.varlink import NotReachable
 
+from tidewaiter_agent import cli_install
 from tidewaiter_agent.cli_context import UPDATER, Context, Exit, add, connected
-from tidewaiter_agent.cli_show import update_line, update_text
+from tidewaiter_agent.cli_progress import ProgressPrinter
+from tidewaiter_agent.cli_show import update_text
 from tidewaiter_agent.update_rules import RESTING
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ def add_commands(commands: Commands) -> None:
     status.add_argument(
         "--watch", action="store_true", help="stay and show the progress until the update ends"
     )
+    cli_install.add_commands(below)
 
 
 def _status(context: Context, arguments: argparse.Namespace) -> int:
@@ -47,8 +53,7 @@ class Watch:
     def __init__(self, context: Context, *, as_json: bool) -> None:
         self._context = context
         self._as_json = as_json
-        self._live = context.out.isatty() and not as_json
-        self._line = ""
+        self._printer = ProgressPrinter(context.out)
         self._active = False
 
     def run(self) -> int:
@@ -62,12 +67,12 @@ class Watch:
                         attempts = 0
                         code = self._show(reply["status"])
                         if code is not None:
-                            self._end_line()
+                            self._printer.end()
                             return code
             except NotReachable:
                 attempts += 1
                 if not self._active or attempts > RECONNECT_LIMIT:
-                    self._end_line()
+                    self._printer.end()
                     raise
             clock.sleep(RECONNECT_S)
 
@@ -90,16 +95,5 @@ class Watch:
     def _print(self, status: dict[str, Any]) -> None:
         if self._as_json:
             self._context.say_json(status)
-            return
-        line = update_line(status)
-        if self._live:
-            padding = " " * max(0, len(self._line) - len(line))
-            self._context.out.write(f"\r{line}{padding}")
-            self._context.out.flush()
-        elif line != self._line:
-            self._context.say(line)
-        self._line = line
-
-    def _end_line(self) -> None:
-        if self._live and self._line:
-            self._context.say("")
+        else:
+            self._printer.show(status)

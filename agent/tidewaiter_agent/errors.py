@@ -48,3 +48,9 @@ class ConsentError(TidewaiterError):
     """A prompt or grant cannot be made or answered."""
 
     code: ClassVar[str] = "consent.denied"
+
+
+class MediumError(TidewaiterError):
+    """A directory that a person named is no update medium, or is not there."""
+
+    code: ClassVar[str] = "medium.absent"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Offered:
     reversible: bool = True
     code: str = ""
     """Not empty: not installable, for this reason."""
+    sequence: int = 2
 
 
 @dataclass
@@ -56,6 +58,10 @@ class UpdaterWorld:
     raises: dict[str, VarlinkError] = field(default_factory=dict)
     """Errors by method name, until removed."""
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    media: list[str] = field(default_factory=list)
+    """Where the descriptors led that came with calls."""
+    source: str = "relay"
+    paused: bool = False
     consent_given: bool = False
 
     def __enter__(self) -> UpdaterWorld:
@@ -66,6 +72,7 @@ class UpdaterWorld:
             authorize=lambda peer, method: None,
             name="updater-world",
             on_bug=lambda err: None,
+            max_descriptors=1,
         )
         self._thread = threading.Thread(target=self._server.run, args=(self._stop,))
         self._thread.start()
@@ -95,6 +102,7 @@ class UpdaterWorld:
 
     def _handlers(self) -> dict[str, Handler]:
         table: dict[str, Handler] = {
+            "List": self._list,
             "Check": self._check,
             "Install": self._install,
             "Activate": self._activate,
@@ -102,17 +110,24 @@ class UpdaterWorld:
             "GetStatus": lambda call: {"status": self.status()},
             "Watch": self._watch,
             "Consent": self._consent,
+            "Resume": self._resume,
         }
         return {name: self._noted(name, handler) for name, handler in table.items()}
 
     def _noted(self, name: str, handler: Handler) -> Handler:
         def handle(call: Call) -> Any:
             self.calls.append((name, call.parameters))
+            self.media += [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in call.descriptors]
             if name in self.raises:
                 raise self.raises[name]
             return handler(call)
 
         return handle
+
+    def _list(self, call: Call) -> dict[str, Any]:
+        return {
+            "releases": [{"path": path, "digest": offered.digest} for path, offered in self.releases.items()]
+        }
 
     def _check(self, call: Call) -> dict[str, Any]:
         offered = self.releases.get(call.parameters["release"])
@@ -135,6 +150,7 @@ class UpdaterWorld:
             self.digest, self.last, self.phase, self.consent_given = digest, None, "WAIT_CONSENT", False
         elif self.digest != digest:
             raise busy(self.phase)
+        self.source = call.parameters["source"] or "relay"
         offered = next(o for o in self.releases.values() if o.digest == digest)
         self.consent_given |= call.parameters["consent"] is not None
         if self.phase == "WAIT_CONSENT":
@@ -163,6 +179,10 @@ class UpdaterWorld:
             self.phase, self.waiting_for = "TRANSFER", []
         return {"status": self.status()}
 
+    def _resume(self, call: Call) -> dict[str, Any]:
+        self.paused = False
+        return {"status": self.status()}
+
     def _watch(self, call: Call) -> Iterator[dict[str, Any]]:
         while True:
             yield {"status": self.status()}
@@ -174,7 +194,7 @@ class UpdaterWorld:
             "digest": offered.digest,
             "product": "contrast-injector",
             "version": offered.version,
-            "sequence": 2,
+            "sequence": offered.sequence,
             "security_epoch": 1,
             "consent": offered.consent,
             "risk": "minor",
@@ -198,12 +218,12 @@ class UpdaterWorld:
             }
         return {
             "phase": self.phase,
-            "paused": False,
+            "paused": self.paused,
             "degraded": None,
             "release": self._release(in_hand) if in_hand else None,
             "digest": self.digest or None,
             "target": "B" if self.digest else None,
-            "source": "relay" if self.digest else None,
+            "source": self.source if self.digest else None,
             "booted": "A",
             "committed": "A",
             "running": {"version": self.running[0], "sequence": 1, "digest": self.running[1]},
