@@ -124,7 +124,7 @@ class Deployment:
             case Meaning.SUCCEEDED:
                 return self._close(success_report(status))
             case Meaning.FAILED:
-                return self._close(failure_report(status.last_code, status.last_text))
+                return self._close(failure_report(status.last_code, status.last_text, status.last_what_to_do))
             case Meaning.INSTALL:
                 # The updater lost it. The first time at once would be right, but it may lose it every time.
                 self._book.change(stage=Stage.WAITING)

@@ -103,7 +103,7 @@ def report_of(status: UpdaterStatus) -> Report:
     if status.phase == "TRANSFER" and not waiting and not status.paused:
         return Report(standing=standing, details=(progress_text(status),), percent=percent_of(status))
     if waiting or status.paused:
-        return _report(standing, *(waiting or ("paused",)), status.last_text)
+        return _report(standing, *(waiting or ("paused",)), status.last_text, _advice(status.last_what_to_do))
     return _report(
         standing,
         _SENTENCES.get(status.phase, "{phase}").format(
@@ -118,9 +118,9 @@ def success_report(status: UpdaterStatus) -> Report:
     return _report(STANDING_OF_PHASE["COMMITTED"], "update.committed", text)
 
 
-def failure_report(code: str, text: str) -> Report:
+def failure_report(code: str, text: str, what_to_do: str = "") -> Report:
     """The action has failed or was refused; details[0] is the stable code."""
-    return _report(STANDING_OF_PHASE["FAILED"], code or "update.failed", text)
+    return _report(STANDING_OF_PHASE["FAILED"], code or "update.failed", text, _advice(what_to_do))
 
 
 def verified_report(name: str) -> Report:
@@ -148,9 +148,19 @@ def percent_of(status: UpdaterStatus) -> int:
 def progress_text(status: UpdaterStatus) -> str:
     """One line for people."""
     mib = 1024 * 1024
+    way = "over the network" if status.source in ("", "relay") else "from a medium"
+    fetched = (
+        f", {status.fetched_bytes / mib:.1f} of {status.expected_fetch_bytes / mib:.1f} MiB fetched {way}"
+    )
     speed = f", {status.speed_bytes_per_s / mib:.1f} MiB/s" if status.speed_bytes_per_s else ""
     left = f", {status.remaining_s} s left" if status.remaining_s is not None else ""
-    return f"{status.done_bytes / mib:.1f} of {status.total_bytes / mib:.1f} MiB in place{speed}{left}"
+    return (
+        f"{status.done_bytes / mib:.1f} of {status.total_bytes / mib:.1f} MiB in place{fetched}{speed}{left}"
+    )
+
+
+def _advice(what_to_do: str) -> str:
+    return f"what to do: {what_to_do}" if what_to_do else ""
 
 
 def _report(standing: Standing, *details: str) -> Report:

@@ -46,6 +46,8 @@ class UpdaterStatus:
     degraded: str
     digest: str
     target: str
+    source: str
+    """Where bytes come from: relay, or directory: and its place."""
     booted: str
     committed: str
     running_version: str
@@ -53,11 +55,13 @@ class UpdaterStatus:
     total_bytes: int
     done_bytes: int
     fetched_bytes: int
+    expected_fetch_bytes: int
     speed_bytes_per_s: int
     remaining_s: int | None
     waiting_for: tuple[str, ...]
     last_code: str
     last_text: str
+    last_what_to_do: str
     last_digest: str
 
 
@@ -147,6 +151,7 @@ def status_from(status: Mapping[str, Any]) -> UpdaterStatus:
         degraded=status.get("degraded") or "",
         digest=status.get("digest") or "",
         target=status.get("target") or "",
+        source=status.get("source") or "",
         booted=status["booted"],
         committed=status["committed"],
         running_version=status["running"]["version"],
@@ -154,11 +159,13 @@ def status_from(status: Mapping[str, Any]) -> UpdaterStatus:
         total_bytes=counts["total"],
         done_bytes=counts["written"] + counts["skipped"],
         fetched_bytes=counts["fetched"],
+        expected_fetch_bytes=counts["expected_fetch"],
         speed_bytes_per_s=status["speed_bytes_per_s"],
         remaining_s=status.get("remaining_s"),
         waiting_for=tuple(status["waiting_for"]),
         last_code=last.get("code", ""),
         last_text=last.get("text", ""),
+        last_what_to_do=last.get("what_to_do", ""),
         last_digest=last.get("digest", ""),
     )
 

@@ -12,6 +12,7 @@ _NETWORK = "Nothing to do now: the update goes on by itself once the server can 
 _RELEASE = "This release does not fit this device. Ask the manufacturer for the right one."
 _REPOSITORY = "Do not install. If it repeats, tell the manufacturer's security contact; the device keeps its present release."
 _DATA = "Nothing to do: the earlier release comes back with its data. Tell the manufacturer."
+_INJECTOR = "Do not start an injection. Call service for the injector's firmware."
 _SERVICE = "Call service: the storage of this device needs attention. The present release keeps running."
 
 WHAT_TO_DO: Mapping[str, str] = MappingProxyType(
@@ -19,8 +20,8 @@ WHAT_TO_DO: Mapping[str, str] = MappingProxyType(
         "source.unavailable": _NETWORK,
         "source.slow": _NETWORK,
         "source.not-metadata": "A proxy answers in place of the server. Ask the network department to let the server through.",
-        "source.vanished": "Put the medium back in; the update goes on where it stopped.",
-        "source.path": "The server named something this device never fetches. Report it to the manufacturer.",
+        "source.vanished": "Put the medium back in and repeat the command; the update goes on where it stopped.",
+        "source.path": "Server or medium holds something this device never reads. Use another medium or ask the manufacturer.",
         "source.bad-range": "The server or a proxy sends wrong ranges. Try again; if it repeats, report it to the manufacturer.",
         "source.bad-bytes": "What arrived is not what was signed. Try again; if it repeats, report it to the manufacturer.",
         "trust.repository": _REPOSITORY,
@@ -99,6 +100,7 @@ WHAT_TO_DO: Mapping[str, str] = MappingProxyType(
         "health.units": "Nothing to do: the earlier release comes back. Tell the manufacturer.",
         "health.hal": "Nothing to do: the earlier release comes back. Tell the manufacturer.",
         "health.injector": "Check that the injector is switched on and connected before the next attempt.",
+        "health.firmware": "Call service: the injector's firmware does not match the new release; the earlier one comes back.",
         "health.data": "Nothing to do: the earlier release comes back. Tell the manufacturer.",
         "health.clock": "Check date and time of the device.",
         "health.disk": "Free space on the data partition before the next attempt.",
@@ -109,6 +111,19 @@ WHAT_TO_DO: Mapping[str, str] = MappingProxyType(
         "health.failed": "Nothing to do: the earlier release comes back.",
         "health.interrupted": "Nothing to do: the checks are run again.",
         "health.deadline": "Nothing to do: the earlier release comes back. Tell the manufacturer.",
+        "firmware.pending": "Wait until the injector has finished its firmware update, then try again.",
+        "fw.denied": "Bring the injector into service state and give consent, then try again.",
+        "fw.hash": _RELEASE,
+        "fw.wrong-image": _RELEASE,
+        "fw.unclean": _INJECTOR,
+        "fw.stuck": "Check the cable to the injector, then try again. If it repeats, call service.",
+        "fw.verify": "Try again. If it repeats, call service for the injector.",
+        "fw.reverted": "The injector runs its earlier firmware. Tell service before the next attempt.",
+        "fw.dead": "Do not use the injector. Call service.",
+        "core.state": _SERVICE,
+        "core.state-write": "Free space on the data partition. If there is enough, call service: the storage refuses writes.",
+        "core.second-instance": "Wait for the running update, or cancel it.",
+        "audit.unavailable": "Let the audit log be collected; nothing is installed while it cannot be written.",
     }
 )
 

@@ -98,13 +98,10 @@ def _env(transaction: Transaction) -> BootEnv | None:
 
 
 def _pace(transaction: Transaction) -> tuple[int, int | None]:
-    """Speed since the transfer began, and the seconds it will still take, None when nobody can tell."""
-    counts, began_s = transaction.progress.counts, transaction.transfer_began_s
-    if transaction.phase is not Phase.TRANSFER or began_s is None:
+    """Speed lately, and the seconds that the phase will still take, None when nobody can tell."""
+    if transaction.phase not in (Phase.TRANSFER, Phase.VERIFY):
         return 0, None
-    elapsed_s = transaction.ports.clock.boottime_s() - began_s
+    counts = transaction.progress.counts
     done = counts.written + counts.skipped
-    if elapsed_s < 1.0 or done == 0:
-        return 0, None
-    speed = int(done / elapsed_s)
-    return speed, int((counts.total - done) / speed) if speed > 0 else None
+    speed = transaction.pace.speed_bytes_per_s(done, at_s=transaction.ports.clock.boottime_s())
+    return speed, max(0, counts.total - done) // speed if speed > 0 else None

@@ -106,7 +106,7 @@ class Transaction:
         self.retry_at_s: float | None = None
         self.since_utc = self.now_utc()
         self.progress = TransferProgress(counts=ByteCounts())
-        self.transfer_began_s: float | None = None
+        self.pace = Pace()
         self.actor = SYSTEM
 
     def now_utc(self) -> str:
@@ -145,12 +145,20 @@ class Transaction:
     def report(self, progress: TransferProgress) -> None:
         """Progress of the transfer that runs."""
         with self.lock:
+            self._note_pace(progress)
             self.progress = progress
         self.touch()
+
+    def _note_pace(self, progress: TransferProgress) -> None:
+        done = progress.counts.written + progress.counts.skipped
+        if done < self.progress.counts.written + self.progress.counts.skipped:
+            self.pace.restart()  # another attempt, or the read-back after the transfer
+        self.pace.note(done, at_s=self.ports.clock.boottime_s())
 
     def report_read_back(self, progress: TransferProgress) -> None:
         """Progress of the read-back; what the transfer fetched, and from where, stays on show."""
         with self.lock:
+            self._note_pace(progress)
             done = self.progress.counts
             counts = replace(progress.counts, fetched=done.fetched, expected_fetch=done.expected_fetch)
             self.progress = replace(self.progress, counts=counts)

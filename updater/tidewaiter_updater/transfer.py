@@ -202,7 +202,7 @@ class Transfer:
     def _begin(self, phase: Phase) -> None:
         with self._t.lock:
             self._t.progress = TransferProgress(counts=ByteCounts())
-            self._t.transfer_began_s = self._clock.boottime_s()
+            self._t.pace.restart()
             self._t.retry_at_s = None
         self._t.enter(phase)
 
