@@ -34,6 +34,7 @@ from tidewaiter_updater.model import (
     SlotRecord,
     TransferProgress,
 )
+from tidewaiter_updater.pace import Pace
 from tidewaiter_updater.phases import TABLE, WRITING, Phase, PhaseTable
 from tidewaiter_updater.ports import Ports
 
