@@ -22,8 +22,8 @@ from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.health import CheckList, MediumCheck
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
-from tidewaiter_updater.media_bay import MediaBay, is_medium
-from tidewaiter_updater.model import BootEnv
+from tidewaiter_updater.media_bay import MediaBay
+from tidewaiter_updater.model import BootEnv, is_medium
 from tidewaiter_updater.phases import IN_TRIAL, TABLE, Phase, PhaseTable
 from tidewaiter_updater.ports import Control, Ports
 from tidewaiter_updater.slot_store import DeviceSlots
