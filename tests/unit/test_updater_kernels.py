@@ -228,7 +228,9 @@ class Slots:
         counts = ByteCounts(total=IMAGE_BYTES, written=IMAGE_BYTES, fetched=400, expected_fetch=500)
         report(TransferProgress(counts=counts, by_source=SourceCounts(pack=IMAGE_BYTES)))
 
-    def read_back(self, slot: SlotName, release: Release, *, report: Report, control: Control) -> int:
+    def read_back(
+        self, slot: SlotName, release: Release, source: str, *, report: Report, control: Control
+    ) -> int:
         return 0 if self.right else 1
 
     def holds(self, slot: SlotName, release: Release, *, control: Control, beats: bool = True) -> bool:
@@ -258,7 +260,9 @@ class Both:
         return self.reports[-1]
 
     def read_back(self) -> int:
-        return self.slots.read_back(B, self.bench.made, report=self.reports.append, control=NeverControl())
+        return self.slots.read_back(
+            B, self.bench.made, "relay", report=self.reports.append, control=NeverControl()
+        )
 
 
 @pytest.fixture
