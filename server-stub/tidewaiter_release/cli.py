@@ -22,6 +22,9 @@ from tidewaiter_release import zstd
 from tidewaiter_release.build import BuildSpec, build
 from tidewaiter_release.cli_delta import add_delta_commands, add_level
 from tidewaiter_release.cli_export import add_export_command
+from tidewaiter_release.cli_keys import add_key_command
+from tidewaiter_release.cli_sign import add_sign_command
+from tidewaiter_release.cli_stage import add_publish_command, add_stage_command
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.inspect import inspect
 from tidewaiter_release.payload import DEFAULT_LEVEL
@@ -29,10 +32,8 @@ from tidewaiter_release.repository import (
     Desk,
     Severity,
     Store,
-    has_media,
     init_repository,
     lint,
-    publish,
     refresh,
     renew_media,
 )
@@ -68,10 +69,10 @@ def parser() -> argparse.ArgumentParser:
     _add_build(commands.add_parser("build", help="make index, pack and unsigned release.json of an image"))
     add_delta_commands(commands)
 
-    command = commands.add_parser("publish", help="prove a build, put its files in place and sign them")
-    _add_repository(command)
-    command.add_argument("build", metavar="BUILD_DIR", type=Path, help="directory that `build` wrote")
-    command.set_defaults(run=_publish)
+    add_stage_command(commands)
+    add_sign_command(commands)
+    add_publish_command(commands)
+    add_key_command(commands)
 
     command = commands.add_parser("refresh", help="renew snapshot and timestamp (needs only their keys)")
     _add_repository(command)
@@ -241,20 +242,6 @@ def _build(arguments: argparse.Namespace) -> int:
         stream=sys.stderr,
     )
     print(f"{release.product} {release.version} sequence {release.sequence} digest {release.digest}")
-    return 0
-
-
-def _publish(arguments: argparse.Namespace) -> int:
-    desk = Desk(keys=arguments.keys, clock=SystemClock())
-    published = publish(Store(arguments.repo), desk, arguments.build, stream=sys.stderr)
-    if not published.new:
-        print(f"{published.path}: was published before, nothing to do", file=sys.stderr)
-    if not published.on_media and has_media(Store(arguments.repo)):
-        print(
-            "the media side does not have it yet, its keys are not here: `refresh --media` before `export`",
-            file=sys.stderr,
-        )
-    print(published.path)
     return 0
 
 

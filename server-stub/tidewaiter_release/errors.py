@@ -58,3 +58,9 @@ class MediumError(ReleaseToolError):
     """The medium of an export cannot take it: too small, not writable, or in use by somebody else's files."""
 
     code = "release-tool.medium"
+
+
+class StaleRequestError(ReleaseToolError):
+    """A signing request was made over another state, or another repository, than this one."""
+
+    code = "release-tool.stale"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tidewaiter_core import strictjson
-from tidewaiter_core.log import escape
 from tidewaiter_core.payload import IndexReader, PackHeader, PatchReader, Release
 from tidewaiter_core.payload.components import PATCH_HEADER_BYTES
 from tidewaiter_core.payload.pack import PACK_HEADER_BYTES
@@ -16,6 +15,7 @@ from tidewaiter_core.payload.patch import Kind
 from tidewaiter_core.payload.patchfile import REGION_NUMBER_BYTES, parse_patch_header
 from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES
 
+from tidewaiter_release.describe import release_lines
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.repository import describe_metadata
 from tidewaiter_release.zstd import ZstdCodec
@@ -57,7 +57,7 @@ def _json(path: Path, data: bytes) -> list[str]:
     if isinstance(document, dict) and "signed" in document:
         return describe_metadata(data)
     if isinstance(document, dict) and "format" in document:
-        return list(_release(Release.parse(data[: RELEASE_LIMIT_BYTES + 1])))
+        return list(release_lines(Release.parse(data[: RELEASE_LIMIT_BYTES + 1])))
     raise InputError(f"{path}: JSON, but neither release.json nor metadata")
 
 
@@ -94,40 +94,3 @@ def _patch(fd: int, length: int) -> Iterator[str]:
     yield f"  head          map {header.map.stored_bytes}, regions {regions}, hashes {header.hashes.stored_bytes} bytes"
     yield f"  segments      {header.segment_count}"
     yield "  blocks        " + ", ".join(f"{kind.name.lower()} {blocks[kind]}" for kind in Kind)
-
-
-def _release(release: Release) -> Iterator[str]:
-    slot = release.slot
-    yield f"release {release.product} {release.version}"
-    yield f"  digest        {release.digest} (txn {release.txn})"
-    yield f"  sequence      {release.sequence}, security epoch {release.security_epoch}"
-    yield f"  built         {release.built_utc:%Y-%m-%dT%H:%M:%SZ}"
-    yield f"  hardware      {', '.join(escape(name) for name in release.hw)}"
-    yield f"  from          sequence {release.from_range.min_sequence}..{release.from_range.max_sequence}"
-    yield f"  slot          {slot.name}, {slot.fs}, {slot.image_bytes} bytes, {slot.chunk_count} chunks"
-    yield f"  image_root    {slot.image_root}"
-    yield f"  fetch         {slot.index.length} + {slot.pack.length} bytes, at most {release.policy.max_fetch_bytes}"
-    for patch in slot.patches:
-        yield f"  patch         {patch.length} bytes from {patch.from_root}"
-    for firmware in release.firmware:
-        yield f"  firmware      {firmware.board} {firmware.version}, {firmware.length} bytes"
-    yield (
-        f"  policy        consent {release.policy.consent}, risk {release.policy.risk}, "
-        f"activation {release.policy.activation}, {release.policy.tries} tries"
-    )
-    yield (
-        f"  health        {', '.join(release.health.required) or 'nothing required'}, "
-        f"deadline {release.health.deadline_s} s, hold {release.health.hold_s} s"
-    )
-    yield (
-        f"  data          writes {release.data.writes}, reads {release.data.reads_min}..{release.data.reads_max}, "
-        f"{'reversible' if release.data.reversible else 'NOT reversible'}"
-    )
-    if release.rollout is not None:
-        yield (
-            f"  rollout       {release.rollout.percent_x100 / 100:g} % "
-            f"from {release.rollout.not_before_utc:%Y-%m-%dT%H:%M:%SZ}"
-        )
-    for tag, text in sorted(release.notes.items()):
-        yield f"  notes [{tag}]"
-        yield from (f"    {escape(line)}" for line in text.split("\n"))

@@ -72,7 +72,7 @@ class TestRepository:
         product: str = PRODUCT,
         hw: str = HARDWARE,
     ) -> None:
-        """Make keys and an empty repository below `directory`.
+        """Make keys and an empty repository below `directory`, or use those that are there (a copy of another world).
 
         Args:
             lifetimes: How long metadata of a role lives, instead of the product's numbers.
@@ -87,7 +87,9 @@ class TestRepository:
         self.clock: WallClock = clock if clock is not None else SystemClock()
         self.desk = Desk(keys=self.keys, clock=self.clock, lifetimes=lifetimes or {})
         self._limits = limits
-        self.store: Store = init_repository(self.repo, self.keys, clock=self.clock, desk=self.desk)
+        if not self.repo.exists():
+            init_repository(self.repo, self.keys, clock=self.clock, desk=self.desk)
+        self.store: Store = Store(self.repo)
 
     @property
     def metadata(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,8 +29,17 @@ DAY_S = 86_400
 RUN = "import sys; from tidewaiter_release.cli import main; sys.exit(main())"
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys and an empty repository, made once: 33 keys cost more than a test."""
+    directory = tmp_path_factory.mktemp("template")
+    TestRepository(directory / "world")
+    return directory / "world"
+
+
 @pytest.fixture
-def repository(tmp_path: Path) -> TestRepository:
+def repository(tmp_path: Path, template: Path) -> TestRepository:
+    shutil.copytree(template, tmp_path / "world")
     return TestRepository(tmp_path / "world")
 
 

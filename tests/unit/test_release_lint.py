@@ -121,7 +121,7 @@ def test_a_key_in_two_roles_is_an_error(repository: TestRepository) -> None:
     root.version += 1
     state.root.signatures.clear()
     repository.desk.add_signatures("root", state.root, root)
-    repository.store.write("2.root.json", state.root.to_bytes())
+    repository.store.write(repository.metadata, "2.root.json", state.root.to_bytes())
     assert "shares key" in texts(repository, "keys")
     assert "timestamp: 1 of 2 keys" in texts(repository, "threshold")
 
@@ -132,7 +132,7 @@ def test_consistent_snapshot_turned_off_is_an_error(repository: TestRepository) 
     state.root.signed.version += 1
     state.root.signatures.clear()
     repository.desk.add_signatures("root", state.root, state.root.signed)
-    repository.store.write("2.root.json", state.root.to_bytes())
+    repository.store.write(repository.metadata, "2.root.json", state.root.to_bytes())
     assert "consistent_snapshot is off" in texts(repository, "roles")
 
 

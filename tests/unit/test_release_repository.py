@@ -241,9 +241,9 @@ class StoppingStore(Store):
             raise KeyboardInterrupt
         self._left -= 1
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, directory: Path, name: str, data: bytes) -> None:
         self._step()
-        super().write(name, data)
+        super().write(directory, name, data)
 
     def place_target(self, source: Path, target: TargetFile) -> None:
         self._step()

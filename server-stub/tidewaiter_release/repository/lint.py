@@ -15,15 +15,22 @@ from tuf.api.metadata import Root, Targets
 
 from tidewaiter_release.errors import ReleaseToolError
 from tidewaiter_release.repository.finding import Finding, Severity, error, warning
+from tidewaiter_release.repository.keys import KEY_SCHEMES
 from tidewaiter_release.repository.lint_releases import check_files, check_releases
-from tidewaiter_release.repository.roles import DELEGATED, MAX_ROOT_ROTATIONS, ROLES, TOP_LEVEL, RoleSpec
+from tidewaiter_release.repository.roles import (
+    DELEGATED,
+    MAX_ROOT_ROTATIONS,
+    ROLES,
+    TOP_LEVEL,
+    RoleSpec,
+    path_matches,
+)
 from tidewaiter_release.repository.signing import WallClock
 from tidewaiter_release.repository.store import State, Store
 
 __all__ = ["Finding", "Severity", "lint"]
 
 _CLOCK_SPARE = timedelta(hours=1)
-_KEY_SCHEMES = frozenset({"ed25519", "ecdsa-sha2-nistp256"})
 
 
 def lint(store: Store, *, clock: WallClock, limits: Limits = STANDARD) -> list[Finding]:
@@ -129,10 +136,10 @@ def _check_keys(state: State) -> Iterator[Finding]:
             value = str(sorted(key.keyval.items()))
             if owners.setdefault(value, spec.name) != spec.name:
                 yield error("keys", f"{spec.name}: shares key {keyid[:16]} with {owners[value]}")
-            if key.scheme not in _KEY_SCHEMES:
+            if key.scheme not in KEY_SCHEMES:
                 yield error(
                     "keys",
-                    f"{spec.name}: key {keyid[:16]} uses {key.scheme}, expected one of {sorted(_KEY_SCHEMES)}",
+                    f"{spec.name}: key {keyid[:16]} uses {key.scheme}, expected one of {sorted(KEY_SCHEMES)}",
                 )
 
 
@@ -165,14 +172,7 @@ def _check_targets(state: State) -> Iterator[Finding]:
         for path, target in sorted(metadata.signed.targets.items()):
             if not is_target_path(path):
                 yield error("target", f"{ascii(path)[:100]}: no path that a device accepts")
-            elif spec is not None and not any(_matches(path, pattern) for pattern in spec.paths):
+            elif spec is not None and not any(path_matches(path, pattern) for pattern in spec.paths):
                 yield error("target", f"{path}: signed by {role}, which may sign {', '.join(spec.paths)}")
             if set(target.hashes) != {"sha256"}:
                 yield error("target", f"{path}: hashes {sorted(target.hashes)}, expected exactly sha256")
-
-
-def _matches(path: str, pattern: str) -> bool:
-    parts, wanted = path.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(
-        want in ("*", part) for part, want in zip(parts, wanted, strict=True)
-    )

@@ -15,7 +15,7 @@ from tuf.api.metadata import MetaFile
 
 from tidewaiter_release.errors import RepositoryError
 from tidewaiter_release.repository.roles import Side
-from tidewaiter_release.repository.signing import Desk, prepare_online, write_files
+from tidewaiter_release.repository.signing import Desk, expired_snapshots, prepare_online, write_files
 from tidewaiter_release.repository.store import State, Store
 
 
@@ -78,7 +78,8 @@ def write_media(
     media.snapshot.signed.meta = media_meta(state)
     signed = prepare_online(media, desk, renew_snapshot=True)
     timestamp = signed.pop("timestamp.json")
-    write_files(store.media, {**files, **signed, **before_timestamp, "timestamp.json": timestamp})
+    files = {**files, **signed, **before_timestamp, "timestamp.json": timestamp}
+    write_files(store.media, files, drop=expired_snapshots(store.media, media, desk.clock))
 
 
 def media_meta(state: State) -> dict[str, MetaFile]:

@@ -17,8 +17,9 @@ from tuf.api.metadata import TargetFile
 
 from tidewaiter_release.build import part_name
 from tidewaiter_release.check import check_build
-from tidewaiter_release.errors import PublishedError, RepositoryError
+from tidewaiter_release.errors import InputError, PublishedError, RepositoryError
 from tidewaiter_release.repository.media import follow_media
+from tidewaiter_release.repository.roles import ROLES, path_matches
 from tidewaiter_release.repository.signing import Desk, commit
 from tidewaiter_release.repository.store import State, Store
 
@@ -50,19 +51,55 @@ def publish(
     data, release = check_build(build, limits=limits, stream=stream)
     with store.lock():
         state = store.load()
-        if _is_published(state, release):
+        if is_published(state, release):
             on_media = follow_media(store, state, desk)
             return Published(path=release.path, digest=release.digest, new=False, on_media=on_media)
-        _check_sequence(store, state, release, limits=limits)
-        signed = state.delegated["os"].signed
-        targets = [_target(release.path, length=len(data), sha256=release.digest)]
-        targets += os_parts(release)
-        for target in targets:
+        added = add_release(store, state, data, release, limits=limits)
+        for target in added.values():
             store.place_target(build / part_name(target.path), target)
-            signed.targets[target.path] = target
-        commit(store, state, desk, changed=["os"])
+        commit(store, state, desk, changed={role_of(path) for path in added})
         on_media = follow_media(store, state, desk)
     return Published(path=release.path, digest=release.digest, new=True, on_media=on_media)
+
+
+def add_release(
+    store: Store, state: State, data: bytes, release: Release, *, limits: Limits = STANDARD
+) -> dict[str, TargetFile]:
+    """Make a release and its parts targets of `state`, in memory; returns those that are new, by path.
+
+    Raises:
+        PublishedError: Its sequence does not rise, or a firmware version was published with other bytes.
+    """
+    _check_sequence(store, state, release, limits=limits)
+    targets = [
+        *os_parts(release),
+        *firmware_parts(release),
+        _target(release.path, length=len(data), sha256=release.digest),
+    ]
+    added: dict[str, TargetFile] = {}
+    for target in targets:
+        signed = state.delegated[role_of(target.path)].signed.targets
+        known = signed.get(target.path)
+        if known is not None and known.hashes.get("sha256") == target.hashes["sha256"]:
+            continue  # firmware that an earlier release brought
+        if known is not None:
+            raise PublishedError(
+                f"{target.path}: is published with other content; a version never changes, build the next one"
+            )
+        signed[target.path] = added[target.path] = target
+    return added
+
+
+def role_of(path: str) -> str:
+    """The role whose pattern a target path matches.
+
+    Raises:
+        InputError: None may sign it.
+    """
+    for spec in ROLES.values():
+        if any(path_matches(path, pattern) for pattern in spec.paths):
+            return spec.name
+    raise InputError(f"{path}: no role may sign a target of this path")
 
 
 def refresh(store: Store, desk: Desk) -> int:
@@ -89,6 +126,11 @@ def os_parts(release: Release) -> list[TargetFile]:
     return [_target(part.path, length=part.length, sha256=part.sha256) for part in parts]
 
 
+def firmware_parts(release: Release) -> list[TargetFile]:
+    """Every file that the role `injector-firmware` signs for a release."""
+    return [_target(part.path, length=part.length, sha256=part.sha256) for part in release.firmware]
+
+
 def read_published(store: Store, target: TargetFile, *, limits: Limits = STANDARD) -> Release:
     """A release document out of the repository.
 
@@ -106,7 +148,7 @@ def read_published(store: Store, target: TargetFile, *, limits: Limits = STANDAR
     return release
 
 
-def _is_published(state: State, release: Release) -> bool:
+def is_published(state: State, release: Release) -> bool:
     directory = release.path.rpartition("/")[0] + "/"
     signed = state.delegated["os"].signed.targets
     known = signed.get(release.path)

@@ -98,3 +98,11 @@ class Side(StrEnum):
         """The name of a role at the desk: of its keys, its lifetime, its row in the table."""
         own = self is Side.MEDIA and role in ("root", "snapshot", "timestamp")
         return f"media-{role}" if own else role
+
+
+def path_matches(path: str, pattern: str) -> bool:
+    """Whether a target path matches a pattern of a delegation: segment by segment, as clients do."""
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(
+        want in ("*", part) for part, want in zip(parts, wanted, strict=True)
+    )

@@ -1,7 +1,6 @@
 """Signs changed roles and puts them in place: everything is signed in memory before the first byte is written.
 
-Order on disk: delegated roles, targets, a new root, snapshot, and timestamp.json last. A client that comes in between
-sees the old repository whole; after the last rename it sees the new one.
+Order: delegated roles, targets, a new root, snapshot, and timestamp.json last; `Store.put` shows all of it at once.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import Metadata, MetaFile, Root, Targets
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets
+from tuf.api.serialization import DeserializationError
 
 from tidewaiter_release.errors import ThresholdError
 from tidewaiter_release.repository import keys
@@ -28,10 +28,9 @@ class WallClock(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
-    """Who signs, when, and for how long."""
+class Calendar:
+    """When something is signed, and for how long."""
 
-    keys: Path
     clock: WallClock
     lifetimes: Mapping[str, timedelta] = field(default_factory=dict)
     """Overrides of the table, by role name."""
@@ -44,6 +43,13 @@ class Desk:
     def expires(self, role: str, *, side: Side = Side.ONLINE) -> datetime:
         """When metadata of this role expires if it is signed now."""
         return self.clock.now_utc().replace(microsecond=0) + self.lifetime(role, side=side)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk(Calendar):
+    """A calendar with keys at hand."""
+
+    keys: Path
 
     def has_keys(self, role: str, delegator: Root | Targets, *, side: Side = Side.ONLINE) -> bool:
         """Whether enough keys of the role are at hand.
@@ -90,7 +96,8 @@ def commit(store: Store, state: State, desk: Desk, *, changed: Collection[str]) 
     Raises:
         ReleaseToolError: Nothing was written.
     """
-    write_files(store, prepare(state, desk, changed=changed))
+    files = prepare(state, desk, changed=changed)
+    write_files(store, files, drop=expired_snapshots(store, state, desk.clock))
 
 
 def prepare(state: State, desk: Desk, *, changed: Collection[str]) -> dict[str, bytes]:
@@ -125,10 +132,30 @@ def prepare_online(state: State, desk: Desk, *, renew_snapshot: bool) -> dict[st
     return files
 
 
-def write_files(store: Store, files: Mapping[str, bytes]) -> None:
-    """Put the files in place, in their order, each durable before the next."""
-    for name, data in files.items():
-        store.write(name, data)
+def write_files(store: Store, files: Mapping[str, bytes], *, drop: Collection[str] = ()) -> None:
+    """Put the files in place, all of them or none.
+
+    Args:
+        drop: Names of metadata files that go with the same step.
+    """
+    store.put(files, drop=drop)
+
+
+def expired_snapshots(store: Store, state: State, clock: WallClock) -> list[str]:
+    """Superseded snapshots that have expired: nobody can accept one any more, while a client in the middle of a session, or
+    behind a slow mirror, may still ask for a younger one. Every root is kept for ever, and so is every targets file."""
+    found = []
+    present = f"{state.snapshot.signed.version}.snapshot.json"
+    for path in store.metadata.glob("*.snapshot.json"):
+        if path.name == present:
+            continue
+        try:
+            old = Metadata[Snapshot].from_bytes(path.read_bytes())
+        except (OSError, DeserializationError):
+            continue  # `lint` reports what is no metadata; removing it would hide it
+        if old.signed.expires < clock.now_utc():
+            found.append(path.name)
+    return sorted(found)
 
 
 def describe(version: int, data: bytes) -> MetaFile:

@@ -2,21 +2,25 @@
 
 Layout: `metadata/{N.root,N.targets,N.<role>,N.snapshot,timestamp}.json` and hash-prefixed files under `targets/`;
 `media/metadata/` is the other side, with a root of its own over the same targets (update-engine.md section 5.1).
-Consistent snapshots make every file but timestamp.json immutable and newly named, so one rename publishes everything.
-A file that a crash left behind is named by nothing and is overwritten by the next attempt.
+Targets are placed first, under names that nothing knows yet. Then the new metadata is written beside the old, in a directory of
+links to it, and the two directories change places in one step: after a cut at any point a reader finds the old state or the
+new one, also when a root changes the timestamp's keys. What a crash left behind is named by nothing; the next attempt removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tidewaiter_core.durable import write_atomic
+from tidewaiter_core.errors import StateError
 from tuf.api.exceptions import RepositoryError as TufRepositoryError
 from tuf.api.metadata import (
     Metadata,
@@ -31,6 +35,7 @@ from tuf.api.serialization import DeserializationError
 
 from tidewaiter_release.errors import InputError, RepositoryBusyError, RepositoryError
 from tidewaiter_release.repository.roles import MAX_ROOT_ROTATIONS, Side
+from tidewaiter_release.repository.swap import exchange
 
 _COPY_BYTES = 2**20
 _LIMIT_BYTES = 16 * 2**20
@@ -208,10 +213,77 @@ class Store:
             temporary.unlink(missing_ok=True)
             raise InputError(f"{source}: copying to {place} failed: {err}; nothing was published") from err
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put one metadata file in place."""
-        make_directories(self.metadata)
-        write_atomic(self.metadata / name, data, mode=0o644)
+    def place_bytes(self, data: bytes, target: TargetFile) -> None:
+        """Put a small target in place.
+
+        Raises:
+            InputError: It is not what the target says, or the disk refuses.
+        """
+        place = self.target_path(target)
+        try:
+            target.verify_length_and_hashes(data)
+            make_directories(place.parent)
+            write_atomic(place, data, mode=0o644)
+        except (OSError, TufRepositoryError, StateError) as err:
+            raise InputError(f"{place}: cannot be written: {err}; nothing was published") from err
+
+    def put(self, files: Mapping[str, bytes], *, drop: Collection[str] = ()) -> None:
+        """Make `files` the newest metadata and remove those named in `drop`: all of it, or nothing.
+
+        Where directories cannot be exchanged the files are written in their order, each durable before the next.
+
+        Raises:
+            RepositoryError: The disk refused; a reader finds the old state.
+        """
+        draft = self.metadata.with_name(f".{self.metadata.name}.next")
+        try:
+            make_directories(self.metadata)
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            draft.chmod(0o755)
+            if not self._link_all(draft, drop=drop):
+                self._put_in_order(files, drop=drop)
+                return
+            for name, data in files.items():
+                self.write(draft, name, data)
+            sync_directories(draft, up_to=draft)
+            if not self.swap(draft):
+                self._put_in_order(files, drop=drop)
+        except OSError as err:
+            raise RepositoryError(
+                f"{self.metadata}: cannot be written: {err}; the old state is in place"
+            ) from err
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def swap(self, draft: Path) -> bool:
+        """Let a new state take the place of the present one in one step; False where that cannot be done."""
+        if not exchange(draft, self.metadata):
+            return False
+        sync_directories(self.metadata.parent, up_to=self.metadata.parent)
+        return True
+
+    def write(self, directory: Path, name: str, data: bytes) -> None:
+        """Write one metadata file of a new state."""
+        write_atomic(directory / name, data, mode=0o644)
+
+    def _link_all(self, draft: Path, *, drop: Collection[str]) -> bool:
+        """Links to the present files; False where the file system has none."""
+        try:
+            for path in self.metadata.iterdir():
+                if path.name not in drop and path.suffix == ".json":
+                    os.link(path, draft / path.name)
+        except OSError as err:
+            if err.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                return False
+            raise
+        return True
+
+    def _put_in_order(self, files: Mapping[str, bytes], *, drop: Collection[str]) -> None:
+        for name, data in files.items():
+            self.write(self.metadata, name, data)
+        for name in drop:
+            (self.metadata / name).unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
         """One metadata file.
