@@ -36,7 +36,9 @@ def mounted(device: Path, point: Path, *options: str) -> Iterator[Path]:
     point.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(["mount", *options, str(device), str(point)], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"needs root, mount and the file system in the kernel: {done.stderr.strip()}")
+        pytest.skip(
+            f"needs root, mount and the file system in the kernel: {done.stderr.strip().partition(chr(10))[0]}"
+        )
     try:
         yield point
     finally:

@@ -217,7 +217,7 @@ def test_every_number_is_followed_by_a_newer_one(loader: Backend) -> None:
         assert device.read() == env
 
 
-def test_a_write_that_does_not_read_back_is_an_error_and_the_earlier_record_decides(loader: Backend) -> None:
+def test_write_that_does_not_read_back_is_an_error(loader: Backend) -> None:
     device = Device.new(loader)
     lies = loader.device(device.storage).lies
     lies.syncs, lies.whole = set(range(9)), True
