@@ -32,6 +32,7 @@ from tidewaiter_release.repository import (
     Desk,
     Severity,
     Store,
+    expiry_notes,
     init_repository,
     lint,
     refresh,
@@ -41,12 +42,20 @@ from tidewaiter_release.repository import (
 _NOTE = re.compile(r"([A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*)=(.+)", re.DOTALL)
 
 
+_READERS = frozenset({"stage", "publish", "refresh", "export"})
+"""Commands that say at their end what expires soon; `lint` has it among its findings."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
     arguments = parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        status = run(arguments)
+        if arguments.command in _READERS:
+            for note in expiry_notes(Store(arguments.repo), SystemClock()):
+                print(f"tidewaiter-release: {note}", file=sys.stderr)
+        return status
     except TidewaiterError as err:
         print(f"tidewaiter-release: {err} [{err.code}]", file=sys.stderr)
         return 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from tidewaiter_core.payload import build_release
-from tidewaiter_release.repository import Finding, Severity, Store, lint
+from tidewaiter_release.repository import Finding, Severity, Side, Store, lint, renew_media
 from tidewaiter_release.repository.keys import generate
 from tidewaiter_release.repository.signing import commit, prepare_online, write_files
 
@@ -158,6 +159,7 @@ def test_a_target_outside_its_role_is_an_error(repository: TestRepository) -> No
 
 def test_a_permit_of_the_targets_role_is_in_order(repository: TestRepository) -> None:
     repository.add_target("targets", "permits/contrast-injector/0123456789abcdef.json", b"{}")
+    renew_media(repository.store, repository.desk)
     assert findings(repository) == []
 
 
@@ -248,3 +250,81 @@ def test_a_key_file_is_never_overwritten(repository: TestRepository) -> None:
     with pytest.raises(Exception, match="never overwritten"):
         generate(repository.keys, "os", 1)
     assert (repository.keys / "os-1.pem").read_bytes() == before
+
+
+def test_a_media_side_that_is_behind_is_a_warning(repository: TestRepository) -> None:
+    for path in repository.keys.glob("media-timestamp-*"):
+        path.unlink()
+    repository.add_release(IMAGE + b"x", "1.1", 2)
+    assert texts(repository, "media", Severity.WARNING).startswith("is behind the online side")
+
+
+def test_a_media_file_that_differs_from_the_online_one_is_an_error(repository: TestRepository) -> None:
+    path = repository.store.media.metadata / "2.os.json"
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert texts(repository, "media") == "2.os.json: differs from the online file of the same version"
+
+
+def test_a_repository_without_a_media_side_is_an_error(repository: TestRepository) -> None:
+    shutil.rmtree(repository.repo / "media")
+    assert texts(repository, "media") == "missing; no stick can be made from this repository"
+
+
+def test_the_media_side_is_checked_like_the_online_side(repository: TestRepository, clock: FakeClock) -> None:
+    (repository.store.media.metadata / "timestamp.json").write_bytes(b"x")
+    assert "does not verify" in texts(repository, "metadata")
+    renewed = TestRepository(repository.directory / "other", clock=clock)
+    clock.advance(91 * DAY_S)
+    assert "media-timestamp: expired at" in texts(renewed, "expiry")
+
+
+def test_a_key_on_both_sides_is_an_error(repository: TestRepository) -> None:
+    state, media = repository.store.load(), repository.store.media.load()
+    root = media.root.signed
+    shared = state.root.signed.keys[state.root.signed.roles["root"].keyids[0]]
+    root.add_key(shared, "root")
+    root.version += 1
+    media.root.signatures.clear()
+    repository.desk.add_signatures("root", media.root, root, side=Side.MEDIA)
+    write_files(repository.store.media, {"2.root.json": media.root.to_bytes()})
+    assert "media-root: shares key" in texts(repository, "keys")
+    assert "media-root: 3 of 6 keys, expected 3 of 5" in texts(repository, "threshold")
+
+
+def test_a_release_that_admits_devices_whose_data_it_cannot_read_is_an_error(
+    repository: TestRepository,
+) -> None:
+    repository.add_release(IMAGE + b"x", "2.0", 2, data_writes=3, data_reads_min=2, data_reads_max=3)
+    assert "admits sequence 1, whose data schema 1 it cannot read (2..3)" in texts(repository, "data")
+    repository.add_release(
+        IMAGE + b"y", "2.1", 3, data_writes=3, data_reads_min=2, data_reads_max=3, from_min=2
+    )
+    assert "2.1" not in texts(repository, "data")
+
+
+def test_a_release_that_nobody_here_may_install_is_a_warning(repository: TestRepository) -> None:
+    repository.add_release(IMAGE + b"x", "2.0", 5, from_min=4)
+    assert "no release of this repository may install it directly" in texts(
+        repository, "from", Severity.WARNING
+    )
+
+
+def test_an_irreversible_release_without_local_consent_is_a_warning(repository: TestRepository) -> None:
+    repository.add_release(IMAGE + b"x", "2.0", 2, data_reversible=False)
+    assert "devices ask for local consent" in texts(repository, "data", Severity.WARNING)
+
+
+def test_expired_superseded_snapshots_go_and_every_root_stays(
+    repository: TestRepository, clock: FakeClock
+) -> None:
+    repository.rotate_root()
+    clock.advance(5 * DAY_S)
+    repository.refresh()
+    assert (
+        repository.metadata / "2.snapshot.json"
+    ).exists()  # a client in the middle of a session may ask for it
+    clock.advance(5 * DAY_S)
+    repository.refresh()
+    left = sorted(path.name for path in repository.metadata.glob("*.snapshot.json"))
+    assert "2.snapshot.json" not in left and len(left) == 2
+    assert (repository.metadata / "1.root.json").exists() and (repository.metadata / "2.root.json").exists()

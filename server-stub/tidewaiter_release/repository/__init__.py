@@ -5,6 +5,7 @@ Source: update-engine.md sections 5.1 and 15; https://theupdateframework.github.
 
 from tidewaiter_release.repository.ceremony import init_repository, rotate_keys
 from tidewaiter_release.repository.describe import describe_metadata
+from tidewaiter_release.repository.expiry import expiry_notes
 from tidewaiter_release.repository.export import Exported, export
 from tidewaiter_release.repository.finding import Finding, Severity
 from tidewaiter_release.repository.lint import lint
@@ -26,6 +27,7 @@ __all__ = [
     "Store",
     "WallClock",
     "describe_metadata",
+    "expiry_notes",
     "export",
     "has_media",
     "init_repository",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tidewaiter_core.payload import STANDARD, IndexReader, Limits, PayloadError, Release, require_match
-from tidewaiter_core.payload.release import FirmwareComponent, PartRef, UkiComponent
+from tidewaiter_core.payload.release import Consent, FirmwareComponent, PartRef, UkiComponent
 from tuf.api.metadata import TargetFile
 
 from tidewaiter_release.build import part_name
@@ -54,7 +54,9 @@ def check_releases(store: Store, state: State, *, limits: Limits = STANDARD) -> 
         yield from _check_parts(state, release)
         yield from _check_index(store, state, release, limits=limits)
         yield from _check_firmware_range(release)
+        yield from _check_reversible(release)
     yield from _check_order(releases)
+    yield from _check_ways(releases)
     yield from check_patches(store, state, releases, limits=limits)
 
 
@@ -145,3 +147,27 @@ def _check_order(releases: list[Release]) -> Iterator[Finding]:
                 yield warning(
                     "sequence", f"{newer.path}: built before {older.version}, whose sequence is lower"
                 )
+
+
+def _check_ways(releases: list[Release]) -> Iterator[Finding]:
+    """From each release that `from` admits, the data it wrote has to be readable, or the device refuses the way there."""
+    for newer in releases:
+        before = [one for one in releases if one.product == newer.product and one.sequence < newer.sequence]
+        admitted = [one for one in before if one.sequence in newer.from_range]
+        for older in admitted:
+            if not newer.data.reads_min <= older.data.writes <= newer.data.reads_max:
+                yield error(
+                    "data",
+                    f"{newer.path}: admits sequence {older.sequence}, whose data schema {older.data.writes} it cannot read "
+                    f"({newer.data.reads_min}..{newer.data.reads_max}); raise `from` or widen `reads`",
+                )
+        if before and not admitted:
+            yield warning("from", f"{newer.path}: no release of this repository may install it directly")
+
+
+def _check_reversible(release: Release) -> Iterator[Finding]:
+    if not release.data.reversible and release.policy.consent is not Consent.LOCAL:
+        yield warning(
+            "data",
+            f"{release.path}: is not reversible, so devices ask for local consent, but its policy says {release.policy.consent}",
+        )
