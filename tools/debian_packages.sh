@@ -7,6 +7,7 @@ packages=(
   e2fsprogs iproute2 util-linux
   # boot loaders: their own tools and, where Debian has one, the loader itself
   libubootenv-tool grub-common grub-emu mtools dosfstools u-boot-qemu qemu-system-arm
+  systemd-boot-efi ovmf qemu-system-x86
   # release tool and trust: other people's decoders, a PKCS#11 token, a clock that lies
   zstd openssl softhsm2 opensc faketime
   # benchmarks: images to install, and the tools to be measured against

@@ -9,18 +9,16 @@ import pytest
 from tidewaiter_core.disk import SYSTEM_DISK
 from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_updater import decision
-from tidewaiter_updater.boot import grubenv
 from tidewaiter_updater.boot.copies import CopyStore
-from tidewaiter_updater.boot.envcopy import to_variables
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, DirectEsp, Esp
-from tidewaiter_updater.boot.grub import FILES, EnvFiles
+from tidewaiter_updater.boot.grub import EnvFiles
 from tidewaiter_updater.boot.sdboot import SdBoot
 from tidewaiter_updater.boot.staged import StagedUki, stage
 from tidewaiter_updater.model import BootEnv
 from tidewaiter_updater.phases import Phase, classify
 
-from tests.sim.boot.fat import ROOT, FatDisk
-from tests.sim.boot.installed import FACTORY, SdBootFolder
+from tests.sim.boot.fat import ROOT, FatDisk, Records, format_esp
+from tests.sim.boot.installed import SdBootFolder
 from tests.sim.boot.sdboot import SdBootScript
 from tests.sim.loop import loop_device, mounted, tool
 
@@ -31,21 +29,6 @@ KERNEL = b"kernel of the trial " * 20_000
 TXN = "00112233445566aa"
 BOOT, NEXT_BOOT = "c0ffee00" * 4, "0badcafe" * 4
 DONE = BootEnv(committed=B, ok_a=True, ok_b=True, txn=TXN, armboot=BOOT[:8])
-
-
-class Records:
-    """CopyStore over two files of the partition."""
-
-    name = "records"
-
-    def __init__(self, disk: FatDisk) -> None:
-        self._disk = disk
-
-    def read(self, index: int) -> bytes:
-        return self._disk.read(ROOT / PRIVATE / FILES[index], grubenv.BLOCK_BYTES + 1)
-
-    def write(self, index: int, data: bytes) -> None:
-        self._disk.put(ROOT / PRIVATE / FILES[index], data)
 
 
 class Machine:
@@ -99,12 +82,7 @@ def an_update(machine: Machine) -> None:
 @pytest.fixture
 def fat(tmp_path: Path) -> FatDisk:
     disk = FatDisk(tmp_path / "esp.img")
-    for folder in ("EFI", ENTRIES, PRIVATE):
-        disk.make_directory(ROOT / folder)
-    disk.put(ROOT / ENTRIES / "tidewaiter-1.0.A.efi", b"kernel of the factory")
-    disk.put(ROOT / ENTRIES / "tidewaiter-1.0.B+0.efi", b"kernel of the factory")
-    for number, name in enumerate(FILES):
-        disk.put(ROOT / PRIVATE / name, grubenv.encode(to_variables(FACTORY), number=number))
+    format_esp(disk)
     return disk
 
 

@@ -14,7 +14,12 @@ import subprocess
 from pathlib import Path
 
 from tidewaiter_core.disk import DiskEntry
+from tidewaiter_updater.boot import grubenv
+from tidewaiter_updater.boot.envcopy import to_variables
+from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE
+from tidewaiter_updater.boot.grub import FILES
 
+from tests.sim.boot.installed import FACTORY
 from tests.sim.loop import tool
 
 ROOT = Path("/esp")
@@ -167,6 +172,34 @@ class FatDisk:
         if done.returncode:
             raise OSError(errno.ENOENT, f"{program} {' '.join(arguments)}: {done.stderr.decode().strip()}")
         return done.stdout
+
+
+def format_esp(
+    fat: FatDisk, *, kernel: bytes = b"kernel of the factory", spare: bytes = b"kernel of the factory"
+) -> None:
+    """What the factory writes: slot A committed, slot B the same image, both in sight of systemd-boot."""
+    for folder in ("EFI", ENTRIES, PRIVATE):
+        fat.make_directory(ROOT / folder)
+    fat.put(ROOT / ENTRIES / "tidewaiter-1.0.A.efi", kernel)
+    fat.put(ROOT / ENTRIES / "tidewaiter-1.0.B+0.efi", spare)
+    for number, name in enumerate(FILES):
+        raw = grubenv.encode(to_variables(FACTORY), number=number)
+        fat.put(ROOT / PRIVATE / name, raw)
+
+
+class Records:
+    """CopyStore over two files of the partition."""
+
+    name = "records"
+
+    def __init__(self, disk: FatDisk) -> None:
+        self._disk = disk
+
+    def read(self, index: int) -> bytes:
+        return self._disk.read(ROOT / PRIVATE / FILES[index], grubenv.BLOCK_BYTES + 1)
+
+    def write(self, index: int, data: bytes) -> None:
+        self._disk.put(ROOT / PRIVATE / FILES[index], data)
 
 
 def _inside(path: Path) -> str:
