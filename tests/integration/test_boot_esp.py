@@ -11,7 +11,7 @@ from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_updater import decision
 from tidewaiter_updater.boot.copies import CopyStore
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, DirectEsp, Esp
-from tidewaiter_updater.boot.grub import EnvFiles
+from tidewaiter_updater.boot.grub import FILES, EnvFiles
 from tidewaiter_updater.boot.sdboot import SdBoot
 from tidewaiter_updater.boot.staged import StagedUki, stage
 from tidewaiter_updater.model import BootEnv
@@ -164,3 +164,27 @@ def test_an_update_on_the_vfat_of_the_kernel_is_armed_counted_and_committed(tmp_
         SdBootFolder(point).format()
         script = SdBootScript(SYSTEM_DISK, point, starts=lambda entry, data: True)
         an_update(Machine(DirectEsp(point), EnvFiles(point / PRIVATE), script))
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_trial_that_is_called_off_before_it_ran_is_staged_again(
+    fat: FatDisk, machine: Machine, outcome: str
+) -> None:
+    """Also where the rename back is cut: the trial stands or is gone, and can be called off again."""
+    machine.arm()
+    fat.watched = TXN
+    machine.control(A).write(decision.clear(machine.record()))
+    assert machine.names() == {"tidewaiter-1.0.A.efi"}
+    (staged,) = set(machine.esp.files(PRIVATE)) - set(FILES)
+    assert staged.startswith(f"{TXN}-{Sha256.of(KERNEL)}-")
+    fat.cut(**OUTCOMES[outcome])
+    booted = machine.power_on()
+    assert booted is (B if outcome in ("old", "both") else A)
+    if booted is A:
+        machine.control(A).settle()
+        machine.control(A).write(decision.clear(machine.record()))
+        machine.arm()
+        assert machine.power_on() is B
+    machine.commit()
+    assert machine.content("tidewaiter-2.0.B.efi") == KERNEL
+    assert machine.record(B) == DONE

@@ -9,7 +9,7 @@ decides, the steps after it are made up for by the next write:
 | ARM | staged image hashed | the record; the rename to `+<tries>` follows at once | |
 | COMMIT | a copy of the image, hashed | the rename of the copy to a name without counter | record, counted name removed |
 | FAIL, REFUND | | the record | counter in the name |
-| DISARM, CLEAR, RAISE, REPAIR | names removed that must not boot | the record | |
+| DISARM, CLEAR, RAISE, REPAIR | names removed that must not boot; a trial that never ran is staged again | the record | |
 
 `read` puts both together. A trial in the record whose entry has no counter any more is committed. A trial whose entry counts has
 the tries of the record, less what was counted since. A trial without an entry was lost in a rename: the record stands, the old
@@ -76,6 +76,8 @@ class SdBoot:
         if before is not None:
             # The record takes over what the names say, so that it stands for itself once they change.
             self._record(before)
+        if before is not None and env.trial is None and before.trial is not env.committed:
+            self._unstage(before)
         for slot in SlotName:
             if slot not in (env.committed, env.trial) and not env.is_ok(slot):
                 self._remove(self._entries(slot))
@@ -151,6 +153,19 @@ class SdBoot:
                     f"{rival} is not older than {trial}, systemd-boot would never try that; not armed"
                 )
         return staged
+
+    def _unstage(self, before: BootEnv) -> None:
+        """Make the entry of a trial that was called off before it ran a staged image again, which need not be fetched anew."""
+        if before.trial is None or len(entries := self._entries(before.trial)) != 1:
+            return
+        entry = entries[0]
+        if entry.left is None or entry.done or self._is_linked(entry):
+            return
+        path = f"{ENTRIES}/{entry}"
+        staged = StagedUki(
+            txn=before.txn, sha256=self._esp.digest(path), version=entry.version, slot=entry.slot
+        )
+        self._esp.rename(path, staged.path)
 
     def _make_good(self, slot: SlotName) -> None:
         """See to an entry of `slot` without a counter, from a copy of the one that has one."""
