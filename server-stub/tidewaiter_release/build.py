@@ -13,10 +13,11 @@ from tidewaiter_core import __version__
 from tidewaiter_core.durable import write_atomic
 from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_core.payload import STANDARD, IndexHeader, Limits, Release, build_release
-from tidewaiter_core.payload.limits import U32_MAX
+from tidewaiter_core.payload.limits import U32_MAX, chunk_count
 from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES, SlotComponent
 
 from tidewaiter_release import zstd
+from tidewaiter_release.attachments import Attachments, Firmware, read_attachments, write_attachments
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.patches import make_patches
 from tidewaiter_release.payload import (
@@ -68,8 +69,16 @@ class BuildSpec:
     notes: Mapping[str, str] = field(default_factory=dict)
     ukis: Mapping[SlotName, Path] = field(default_factory=dict)
     """Unified kernel images by the slot they start, for devices with systemd-boot."""
+    firmware: tuple[Firmware, ...] = ()
+    firmware_compat: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Board to lowest and highest version; a board with firmware and no entry: exactly that version."""
+    sbom: Path | None = None
+    verity: Mapping[str, Any] | None = None
+    """root_hash, salt, data_bytes, hash_offset of dm-verity inside the image."""
+    rollout: Mapping[str, Any] | None = None
+    """salt, percent_x100, not_before_utc."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further top-level fields: firmware_compat, rollout, x_ keys."""
+    """Further top-level fields; devices pass over those named x_..., and know no others."""
 
 
 def build(
@@ -96,12 +105,17 @@ def build(
         PayloadError: The spec breaks a rule of release.json.
     """
     fs = spec.fs or detect_fs(image)
-    _probe(spec, fs=fs, limits=limits)  # a typing error should not cost the compression of a whole image
+    attachments = read_attachments(
+        directory=_target_directory(spec), ukis=spec.ukis, firmware=spec.firmware, sbom=spec.sbom
+    )
+    # A typing error should not cost the compression of a whole image.
+    _probe(image, spec, attachments, fs=fs, limits=limits)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / RELEASE_NAME).unlink(missing_ok=True)
     except OSError as err:
         raise InputError(f"{out}: cannot be written to: {err}; nothing was built") from err
+    write_attachments(attachments, out)
     built = build_image(image, out, level=level, workers=workers, limits=limits, stream=stream)
     patches = make_patches(
         image,
@@ -114,8 +128,7 @@ def build(
         limits=limits,
         stream=stream,
     )
-    ukis = [_copy_uki(slot, path, out, spec) for slot, path in sorted(spec.ukis.items())]
-    fields = release_fields(spec, built, fs=fs, patches=patches, ukis=ukis)
+    fields = release_fields(spec, built, attachments, fs=fs, patches=patches)
     data = build_release(fields, limits=limits)
     release = Release.parse(data, limits=limits)
     record = {
@@ -134,13 +147,13 @@ def build(
 def release_fields(
     spec: BuildSpec,
     built: BuiltImage,
+    attachments: Attachments,
     *,
     fs: str,
     patches: Sequence[Mapping[str, Any]] = (),
-    ukis: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The document as JSON values."""
-    fetch = built.index.length + built.pack.length + max((uki["length"] for uki in ukis), default=0)
+    fetch = built.index.length + built.pack.length + attachments.fetch_bytes
     directory = _target_directory(spec)
     slot = {
         "kind": "slot",
@@ -150,7 +163,7 @@ def release_fields(
         "image_root": built.header.image_root,
         "chunk_bytes": built.header.chunk_bytes,
         "fs": fs,
-        "verity": None,
+        "verity": spec.verity,
         "index": {
             "path": f"{directory}/{INDEX_NAME}",
             "length": built.index.length,
@@ -173,7 +186,7 @@ def release_fields(
         "built_utc": f"{spec.built_utc.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
         "hw": list(spec.hw),
         "from": {"min_sequence": spec.from_min, "max_sequence": spec.from_max},
-        "components": [slot, *ukis],
+        "components": [slot, *attachments.components],
         "data": {
             "writes": spec.data_writes,
             "reads_min": spec.data_reads_min,
@@ -194,27 +207,14 @@ def release_fields(
         },
         **spec.extra,
     }
-    if spec.notes:
-        fields["notes"] = dict(spec.notes)
-    return fields
-
-
-def _copy_uki(slot: SlotName, path: Path, out: Path, spec: BuildSpec) -> dict[str, Any]:
-    """The kernel image in the build, and its component."""
-    name = f"kernel-{slot.lower()}.efi"
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise InputError(f"{path}: the kernel image cannot be read: {err}; nothing was built") from err
-    write_atomic(out / name, data, mode=0o644)
-    target = f"{_target_directory(spec)}/{name}"
-    return {
-        "kind": "uki",
-        "slot": slot.value,
-        "path": target,
-        "length": len(data),
-        "sha256": Sha256.of(data),
+    compat = {board: {"min": low, "max": high} for board, (low, high) in spec.firmware_compat.items()}
+    optional = {
+        "notes": dict(spec.notes),
+        "firmware_compat": {**attachments.compat, **compat},
+        "sbom": attachments.sbom,
+        "rollout": spec.rollout,
     }
+    return {**fields, **{key: value for key, value in optional.items() if value}}
 
 
 def detect_fs(image: Path) -> str:
@@ -264,14 +264,19 @@ def _target_directory(spec: BuildSpec) -> str:
     return f"releases/{spec.product}/{spec.version}"
 
 
-def _probe(spec: BuildSpec, *, fs: str, limits: Limits) -> None:
-    """Check the spec with the smallest image there is."""
+def _probe(image: Path, spec: BuildSpec, attachments: Attachments, *, fs: str, limits: Limits) -> None:
+    """Check the spec against the size of the image, before anything of it is read."""
+    try:
+        image_bytes = limits.padded(image.stat().st_size)
+    except OSError as err:
+        raise InputError(f"{image}: cannot be read: {err}") from err
+    limits.check_image_bytes(image_bytes, what=image.name)
     nothing = Sha256("0" * 64)
-    image_bytes = limits.block_bytes
+    chunk_bytes = limits.chunk_bytes_for(image_bytes)
     header = IndexHeader(
         image_bytes=image_bytes,
-        chunk_bytes=limits.chunk_bytes_for(image_bytes),
-        chunk_count=1,
+        chunk_bytes=chunk_bytes,
+        chunk_count=chunk_count(image_bytes, chunk_bytes),
         image_sha256=nothing,
         image_root=nothing,
         pack_root=nothing,
@@ -279,4 +284,4 @@ def _probe(spec: BuildSpec, *, fs: str, limits: Limits) -> None:
     )
     file = BuiltFile(length=header.file_bytes, sha256=nothing)
     built = BuiltImage(header=header, index=file, pack=BuiltFile(length=64, sha256=nothing))
-    build_release(release_fields(spec, built, fs=fs), limits=limits)
+    build_release(release_fields(spec, built, attachments, fs=fs), limits=limits)

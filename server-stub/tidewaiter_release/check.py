@@ -22,7 +22,7 @@ from tidewaiter_core.payload import (
     SlotComponent,
     require_match,
 )
-from tidewaiter_core.payload.components import PartRef, UkiComponent
+from tidewaiter_core.payload.components import PartRef
 from tidewaiter_core.payload.index import ReadAt
 
 from tidewaiter_release.build import part_name, read_release, slot_files
@@ -44,11 +44,9 @@ def check_build(
     data, release = read_release(directory, limits=limits)
     slot, index_name, pack_name = slot_files(release)
     index_path, pack_path = directory / index_name, directory / pack_name
-    files: list[tuple[Path, PartRef]] = [(index_path, slot.index), (pack_path, slot.pack)]
-    ukis = (part for part in release.components if isinstance(part, UkiComponent))
-    files += [(directory / part_name(part.path), part) for part in ukis]
-    for path, part in files:
-        check_file(path, length=part.length, sha256=part.sha256)
+    others = [part for part in (*release.components, release.sbom) if isinstance(part, PartRef)]
+    for part in (slot.index, slot.pack, *others):
+        check_file(directory / part_name(part.path), length=part.length, sha256=part.sha256)
     progress = Progress(f"checking {release.version}", slot.image_bytes, stream=stream)
     with index_path.open("rb") as index, pack_path.open("rb") as pack:
         reader = IndexReader(_read_at(index.fileno()), slot.index.length, limits=limits)

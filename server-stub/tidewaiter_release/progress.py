@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 _BAR_CELLS = 30
+_LINE_CELLS = 100
+"""So that a shorter line covers a longer one."""
 _REDRAW_S = 0.1
 _LINE_EVERY_PERCENT = 10
 _LINE_EVERY_S = 1.0
@@ -59,15 +61,24 @@ class Progress:
     def _bar(self, done_bytes: int, percent: int) -> str:
         cells = percent * _BAR_CELLS // 100
         speed = done_bytes / max(self._now() - self._started, 0.001)
+        left = f", {_left(self._total - done_bytes, speed)} left" if 0 < done_bytes < self._total else ""
         return (
             f"{self._label} [{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {percent:3d} % "
-            f"of {_size(self._total)}, {_size(int(speed))}/s   "
-        )
+            f"of {_size(self._total)}, {_size(int(speed))}/s{left}"
+        ).ljust(_LINE_CELLS)
 
     def _write(self, text: str) -> None:
         if self._stream is not None:
             self._stream.write(text)
             self._stream.flush()
+
+
+def _left(count: int, bytes_per_s: float) -> str:
+    seconds = int(count / max(bytes_per_s, 1.0)) + 1
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = -(-seconds // 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _size(count: int) -> str:
