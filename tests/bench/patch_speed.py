@@ -123,29 +123,28 @@ def _summary(values: list[float]) -> dict[str, float]:
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, bool]:
-    """Whether each budget of update-engine.md 17.3 holds that this measures."""
-    return {
-        f"{fs}: {what}": holds
+    """Whether each budget of update-engine.md 17.3 holds that this measures; one run says nothing about speed."""
+    held = {
+        f"{fs}: peak RSS at most 64 MiB": one["peak_rss_bytes"] <= RSS_BUDGET_BYTES
         for fs, one in result.items()
-        for what, holds in (
-            ("patch is not slower than the pack", one["ratio_seconds"]["median"] <= SPEED_BUDGET),
-            ("peak RSS at most 64 MiB", one["peak_rss_bytes"] <= RSS_BUDGET_BYTES),
-        )
     }
+    for fs, one in result.items():
+        if one["runs"] > 1:
+            held[f"{fs}: patch is not slower than the pack"] = one["ratio_seconds"]["median"] <= SPEED_BUDGET
+    return held
 
 
 def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> int:
+def main(out: Path = Path("out/bench")) -> int:
     """Exit 0 when every budget holds, 1 when one does not, 2 when there is nothing to measure on."""
     try:
         result = bench()
     except PairsMissingError as err:
         _say(f"not measured: {err}")
         return 2
-    out = Path("out/bench")
     out.mkdir(parents=True, exist_ok=True)
     held = verdicts(result)
     (out / "patch-speed.json").write_text(json.dumps({**result, "budgets": held}, indent=2) + "\n")
