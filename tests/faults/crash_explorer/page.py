@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from html import escape
 from itertools import groupby
@@ -24,8 +25,11 @@ COLOURS = {
     Outcome.WRONG: "#d11414",
 }
 STEP_PX = 9
-HEIGHT_PX = 120
+HEIGHT_PX = 110
 ROW_PX = 16
+PHASES_Y = HEIGHT_PX + ROW_PX + 4
+LABEL_ROWS = 3
+LETTER_PX = 5.3
 PHASE_WORDS = {
     "": "switched off / starting",
     "IDLE": "no update in hand",
@@ -88,9 +92,10 @@ simulated.</p>
 permanent stays, one that failed never stays; a healthy release is not given up before its tries are spent; protection against old
 releases never sinks; work that was interrupted goes on; losing the notes of the updater costs time and nothing else.</p>
 <h2>How to read the pictures</h2>
-<p>Each column is one step of the story, from left to right; the line below says what the updater was doing. Its height is the
-number of states that a cut right there can leave for the first time; its colours say what the device did when it was switched on
-again. The small grey bars below the line are states of the second cut, in the recovery. Point at a column to read its name.</p>
+<p>Each column is one step of the story, from left to right; the line below says what the updater was doing. The more states a cut
+right there can leave for the first time, the higher the column (height is the square root of the number); its colours say what the
+device did when it was switched on again. The small grey bars below the line are states of the second cut, in the recovery. Point at
+a column to read its numbers.</p>
 <ul class="legend">{legend}</ul>
 <h2>Stories</h2>{stories}
 <h2>Mistakes built in on purpose</h2>
@@ -128,25 +133,28 @@ def _picture(operations: list[Operation]) -> str:
     deepest = max((one.second_cuts for one in operations), default=0) or 1
     bars = "".join(_column(number, one, highest, deepest) for number, one in enumerate(operations))
     phases = "".join(_phases(operations))
-    width = STEP_PX * max(len(operations), 1) + 8
-    size = f'width="{width}" height="{HEIGHT_PX + 3 * ROW_PX + 16}"'
+    width = STEP_PX * max(len(operations), 1) + 120  # room for the last label
+    size = f'width="{width}" height="{PHASES_Y + 6 + 12 * (LABEL_ROWS + 1)}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{bars}{phases}</svg>'
 
 
 def _column(number: int, operation: Operation, highest: int, deepest: int) -> str:
     x, y = 4 + STEP_PX * number, float(HEIGHT_PX)
+    total = operation.outcomes.total()
+    # Square roots: a step that leaves one state must be seen beside one that leaves a hundred.
+    whole = math.sqrt(total / highest) * (HEIGHT_PX - 14)
     words = [f"step {number + 1}: {operation.label}", f"{operation.second_cuts} states of a second cut"]
     parts = []
     for outcome in Outcome:
         count = operation.outcomes[outcome]
         if count:
-            height = max(1.5, count / highest * (HEIGHT_PX - 14))
+            height = max(1.5, count / total * whole)
             y -= height
             parts.append(
                 f'<rect x="{x}" y="{y:.1f}" width="{STEP_PX - 2}" height="{height:.1f}" fill="{COLOURS[outcome]}"/>'
             )
             words.insert(1, f"{count}: {outcome}")
-    depth = operation.second_cuts / deepest * (ROW_PX - 3)
+    depth = math.sqrt(operation.second_cuts / deepest) * (ROW_PX - 3)
     parts.append(
         f'<rect x="{x}" y="{HEIGHT_PX + 3}" width="{STEP_PX - 2}" height="{depth:.1f}" fill="#c3ccd6"/>'
         f'<rect x="{x}" y="0" width="{STEP_PX}" height="{HEIGHT_PX + ROW_PX}" fill="transparent"/>'
@@ -155,16 +163,22 @@ def _column(number: int, operation: Operation, highest: int, deepest: int) -> st
 
 
 def _phases(operations: list[Operation]) -> list[str]:
-    """What the updater was doing, below the columns."""
+    """What the updater was doing, below the columns; a label goes to the first row where it has room."""
     lines, number = [], 0
+    free_from_px = [0.0] * LABEL_ROWS
     for at, (phase, group) in enumerate(groupby(operations, key=lambda one: one.phase)):
         count = len(list(group))
         x, width = 4 + STEP_PX * number, STEP_PX * count - 2
-        y = HEIGHT_PX + ROW_PX + 4
-        row = y + 12 + 12 * (at % 2)
+        shade = 0.75 if at % 2 else 0.35
         lines.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="3" fill="#1d2733" opacity="{0.75 if at % 2 else 0.35}"/>'
+            f'<rect x="{x}" y="{PHASES_Y}" width="{width}" height="3" fill="#1d2733" opacity="{shade}"/>'
         )
-        lines.append(f'<text x="{x}" y="{row}">{escape(PHASE_WORDS.get(phase, phase))}</text>')
+        word = PHASE_WORDS.get(phase, phase)
+        row = next((row for row, free_px in enumerate(free_from_px) if free_px <= x), None)
+        if row is not None:
+            free_from_px[row] = x + len(word) * LETTER_PX + 6
+            y = PHASES_Y + 13 + 12 * row
+            lines.append(f'<path d="M{x + 0.5} {PHASES_Y + 3}V{y}" stroke="#c3ccd6"/>')
+            lines.append(f'<text x="{x + 2}" y="{y}">{escape(word)}</text>')
         number += count
     return lines
