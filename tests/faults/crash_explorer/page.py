@@ -92,10 +92,10 @@ simulated.</p>
 permanent stays, one that failed never stays; a healthy release is not given up before its tries are spent; protection against old
 releases never sinks; work that was interrupted goes on; losing the notes of the updater costs time and nothing else.</p>
 <h2>How to read the pictures</h2>
-<p>Each column is one step of the story, from left to right; the line below says what the updater was doing. The more states a cut
-right there can leave for the first time, the higher the column (height is the square root of the number); its colours say what the
-device did when it was switched on again. The small grey bars below the line are states of the second cut, in the recovery. Point at
-a column to read its numbers.</p>
+<p>Each column is one step of the story, from left to right; the line below says what the updater was doing. The more states
+a cut right there can leave for the first time, the higher the column (height is the square root of the number); its colours say
+what the device did when it was switched on again. The small grey bars below the line are states of the second cut, in the
+recovery. Point at a column to read its numbers.</p>
 <ul class="legend">{legend}</ul>
 <h2>Stories</h2>{stories}
 <h2>Mistakes built in on purpose</h2>
