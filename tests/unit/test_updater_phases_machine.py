@@ -330,7 +330,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.req("UP-16")
 def test_no_order_of_events_breaks_a_rule() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Lives,
         settings=settings(
             max_examples=120,
