@@ -9,6 +9,7 @@ Source: update-engine.md section 7 (read-back).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import queue
@@ -62,6 +63,11 @@ class _Scan:
         buffers = [aligned_buffer(min(self.window_bytes, self._image_bytes)) for _ in range(readers)]
         for buffer in buffers:
             self._buffers.put(buffer)
+        if readers == 1:  # one window: nothing to read beside it, so no thread is worth its start
+            control.check(f"{self._device.name}: reading")
+            with contextlib.closing(buffers[0]):
+                yield self._window(starts[0])
+            return
         pool = ThreadPoolExecutor(readers, "slot-scan")
         ahead: deque[Future[list[bytes | None]]] = deque()
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.faults.crash_explorer.report import complaints, document, table
 
 REPORT = Path("out/faults/crash-explorer.json")
 PAGE = "report.html"
-SECOND_IN = 24
+SECOND_IN = 44
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
     scenarios = named(options.scenarios)
     if not scenarios:
         parser.error(f"no scenario is called {' or '.join(options.scenarios)}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the workers end too
     result = run(
         scenarios,
         effort=Effort(second_in=options.second_in),
@@ -51,7 +53,8 @@ def main() -> int:
     for text in found:
         print(f"FAILED: {text}")
     print(
-        f"{result.images} distinct images in {result.seconds:.0f} s on {options.processes} processors, "
+        f"{result.images} distinct images in {result.seconds:.0f} s on {options.processes} processors "
+        f"({result.processor_seconds:.0f} s of work), "
         f"{result.violations} violations, "
         f"{sum(how is not None for how in result.mutations.values())} of {len(result.mutations)} seeded mistakes found; "
         f"{options.report}, {page}"

@@ -235,7 +235,8 @@ class Explorer:
             now = fingerprint(content)
             boots = self._seen.boots_from(self._aftermath, now)
             passed.append((now, world.boots))
-            if boots is None or not self._is_as_good(world, content):
+            self._check_passed(world, content)
+            if boots is None or not self._has_tries(world):
                 return False
             known.append(boots)
             return True
@@ -254,16 +255,16 @@ class Explorer:
         self._seen.prove(self._aftermath, mark, boots=boots, outcome=world.first_act)
         for content_mark, before in passed:
             self._seen.prove(self._aftermath, content_mark, boots=boots - before)
+            # What a device was switched on with in between is an image as well, whoever cut the power there.
+            self._figures.booted += self._seen.boots(self._aftermath, content_mark)
 
-    def _is_as_good(self, world: World, content: Content) -> bool:
-        """Whether a new device with this content keeps all that this one promised; Violation if the content does not."""
-        check_image(
-            content,
-            world.watch.facts,
-            backend=self._scenario.backend,
-            images=self._known,
-            keeps_promises=True,
-        )
+    def _check_passed(self, world: World, content: Content) -> None:
+        """What storage holds between two boots of one life keeps all that was promised before."""
+        facts, backend = world.watch.facts, self._scenario.backend
+        check_image(content, facts, backend=backend, images=self._known, keeps_promises=True)
+
+    def _has_tries(self, world: World) -> bool:
+        """Whether the boots that another life took from here are allowed in this one; False if that is not known."""
         if expected(self._scenario.end, world) is End.COMMITS:
             return True
         to_come = tries_to_come(world)

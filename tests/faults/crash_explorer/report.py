@@ -21,6 +21,7 @@ def document(result: Result) -> dict[str, Any]:
         "mutations": {name: how is not None for name, how in result.mutations.items()},
         "seconds": seconds,
         "processes": result.processes,
+        "processor_seconds": round(result.processor_seconds, 1),
         "images_per_s": round(result.images / max(result.seconds, 0.001)),
         "budget": {
             "images_at_least": IMAGES_AT_LEAST,

@@ -136,7 +136,7 @@ class SimDisk:
         return content
 
     def _inode(self, path: Path) -> int | None:
-        found: int | None = self._storage.view.get(("name", str(path.parent), path.name))
+        found: int | None = self._storage.view.get(("name", *_split(path)))
         return found
 
     def _file(self, path: Path) -> int:
@@ -148,10 +148,16 @@ class SimDisk:
         return inode
 
     def _place(self, path: Path) -> tuple[str, str]:
-        folder = str(path.parent)
+        folder, name = _split(path)
         if folder != "/" and self._inode(path.parent) != DIRECTORY:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return folder, path.name
+        return folder, name
+
+
+def _split(path: Path) -> tuple[str, str]:
+    """Folder and name; the methods of Path that do the same cost a tenth of an exploration."""
+    folder, _, name = str(path).rpartition("/")
+    return folder or "/", name
 
 
 def _is_content(unit: Unit, inode: int) -> bool:
