@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ from tidewaiter_release.repository import (
     refresh,
     renew_media,
 )
+from tidewaiter_release.repository.changes import summary
+from tidewaiter_release.repository.founding import stage_first
+from tidewaiter_release.repository.sign import fingerprint
+from tidewaiter_release.repository.signing import Calendar
 
 _READERS = frozenset({"stage", "publish", "refresh", "export"})
 """Commands that say at their end what expires soon; `lint` has it among its findings."""
@@ -58,9 +63,23 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"tidewaiter-release {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("init", help="make keys and an empty repository")
-    _add_repository(command)
-    command.set_defaults(run=_init)
+    command = commands.add_parser("init", help="make a repository; or, over public keys, the request for one")
+    add = command.add_argument
+    add("--repo", type=Path, metavar="DIR", help="the new repository")
+    add("--keys", type=Path, metavar="DIR", help="where to make all keys, mode 0600")
+    add(
+        "--public",
+        type=Path,
+        metavar="DIR",
+        help="instead: <role>-<name>.pub.pem of people who made their own keys",
+    )
+    add(
+        "--request",
+        type=Path,
+        metavar="REQUEST",
+        help="with --public: the signing request for the new repository",
+    )
+    command.set_defaults(run=_init, usage_error=command.error)
 
     add_build_command(commands)
     add_delta_commands(commands)
@@ -82,9 +101,11 @@ def parser() -> argparse.ArgumentParser:
     add_export_command(commands)
 
     command = commands.add_parser(
-        "inspect", help="check and print release.json, an index, a pack, a patch or metadata"
+        "inspect",
+        help="check and print release.json, an index, a pack, a patch, metadata or a signing request",
     )
     command.add_argument("file", metavar="FILE", type=Path)
+    command.add_argument("--json", action="store_true", help="for a program")
     command.set_defaults(run=_inspect)
 
     command = commands.add_parser("lint", help="check every number, signature, file and hash of a repository")
@@ -99,6 +120,10 @@ def _add_repository(command: argparse.ArgumentParser) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> int:
+    if arguments.public is not None or arguments.request is not None:
+        return _init_over_public_keys(arguments)
+    if arguments.repo is None or arguments.keys is None:
+        arguments.usage_error("give --repo and --keys, or --public and --request")
     store = init_repository(arguments.repo, arguments.keys, clock=SystemClock())
     print(f"repository {arguments.repo}")
     print(f"trusted root for the image: {store.metadata / '1.root.json'}")
@@ -106,6 +131,16 @@ def _init(arguments: argparse.Namespace) -> int:
     print(
         f"keys {arguments.keys}: move all but snapshot and timestamp to offline media; refresh needs those two"
     )
+    return 0
+
+
+def _init_over_public_keys(arguments: argparse.Namespace) -> int:
+    if arguments.public is None or arguments.request is None or arguments.repo or arguments.keys:
+        arguments.usage_error("--public and --request go together, and without --repo and --keys")
+    request = stage_first(arguments.public, arguments.request, calendar=Calendar(clock=SystemClock()))
+    for line in summary(request):
+        print(line)
+    print(f"\n{arguments.request}: request {fingerprint(request)}; sign it, then publish it to a new --repo")
     return 0
 
 
@@ -120,7 +155,11 @@ def _refresh(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    print("\n".join(inspect(arguments.file)))
+    found = inspect(arguments.file)
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=1, sort_keys=True, default=str))
+    else:
+        print("\n".join(found.lines))
     return 0
 
 

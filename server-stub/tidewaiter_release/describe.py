@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tidewaiter_core.log import escape
 from tidewaiter_core.payload import Release
+from tidewaiter_core.payload.release import FirmwareComponent, UkiComponent
 
 
 def release_lines(release: Release) -> Iterator[str]:
@@ -20,10 +21,20 @@ def release_lines(release: Release) -> Iterator[str]:
     yield f"  slot          {slot.name}, {slot.fs}, {slot.image_bytes} bytes, {slot.chunk_count} chunks"
     yield f"  image_root    {slot.image_root}"
     yield f"  fetch         {slot.index.length} + {slot.pack.length} bytes, at most {release.policy.max_fetch_bytes}"
+    yield f"  pack          sha256 {slot.pack.sha256}"
+    if slot.verity is not None:
+        yield f"  verity        root hash {slot.verity.root_hash}"
     for patch in slot.patches:
         yield f"  patch         {patch.length} bytes from {patch.from_root}"
-    for firmware in release.firmware:
-        yield f"  firmware      {firmware.board} {firmware.version}, {firmware.length} bytes"
+    for part in release.components:
+        if isinstance(part, UkiComponent):
+            yield f"  kernel        slot {part.slot}, {part.length} bytes, sha256 {part.sha256}"
+        elif isinstance(part, FirmwareComponent):
+            yield f"  firmware      {part.board} {part.version}, {part.length} bytes, sha256 {part.sha256}"
+    for board, allowed in sorted(release.firmware_compat.items()):
+        yield f"  board         {board} {allowed.min}..{allowed.max}"
+    if release.sbom is not None:
+        yield f"  sbom          {release.sbom.path}, {release.sbom.length} bytes"
     yield (
         f"  policy        consent {release.policy.consent}, risk {release.policy.risk}, "
         f"activation {release.policy.activation}, {release.policy.tries} tries"

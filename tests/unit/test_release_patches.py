@@ -98,10 +98,10 @@ def test_a_patch_is_inspected(repository: TestRepository, tmp_path: Path) -> Non
     old = repository.make_release(OLD, "1.0.0", 1)
     new = repository.make_release(NEW, "1.1.0", 2, patch_from=[old.image])
     (path,) = new.directory.glob("*.twpt")
-    lines = inspect(path)
+    lines = inspect(path).lines
     assert lines[0] == "patch (every table is sound)"
     assert str(old.release.slot.image_root) in lines[1]
-    assert any("patch" in line for line in inspect(new.directory / "release.json"))
+    assert any("patch" in line for line in inspect(new.directory / "release.json").lines)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PayloadError):
         inspect(path)

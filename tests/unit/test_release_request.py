@@ -29,9 +29,10 @@ from tidewaiter_release.errors import (
 from tidewaiter_release.repository import Desk, Store, edits, lint
 from tidewaiter_release.repository.adopt import Adopted, adopt
 from tidewaiter_release.repository.changes import summary
+from tidewaiter_release.repository.founding import stage_first
 from tidewaiter_release.repository.keys import load_signer, make_key, write_public
 from tidewaiter_release.repository.request import Request, read_request
-from tidewaiter_release.repository.roles import Side
+from tidewaiter_release.repository.roles import ROLES, Side
 from tidewaiter_release.repository.sign import read_signatures, sign, signature_files
 from tidewaiter_release.repository.signing import Calendar
 from tidewaiter_release.repository.stage import Change, stage
@@ -673,3 +674,111 @@ def test_the_tool_that_signs_needs_no_repository(ceremony: Ceremony, tmp_path: P
     done = subprocess.run([*command, "--yes"], capture_output=True, text=True, check=True)
     assert "release contrast-injector 1.0" in done.stdout and "signed os-2 by os-1" in done.stdout
     assert len(signature_files(offline)) == 1
+
+
+# -- a repository whose keys never met --------------------------------------------------------------------------------
+
+
+class People:
+    """Everyone made a key of their own; the folder holds the public halves."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the keys, or use those of a copy."""
+        self.secret, self.public = directory / "secret", directory / "public"
+        if directory.exists():
+            return
+        for folder in (self.secret, self.public):
+            folder.mkdir(parents=True)
+        for spec in ROLES.values():
+            for number in range(1, spec.keys + 1):
+                name = f"{spec.name}-{number}"
+                write_public(make_key(self.secret / f"{name}.pem"), self.public / f"{name}.pub.pem")
+
+    def sign(self, folder: Path, *, leave_out: Sequence[str] = ()) -> None:
+        """The threshold of every role signs."""
+        names = [
+            f"{spec.name}-{number}"
+            for spec in ROLES.values()
+            if spec.name not in ("snapshot", "timestamp")
+            for number in range(1, spec.threshold + 1)
+        ]
+        signers = [load_signer(self.secret / f"{name}.pem") for name in names if name not in leave_out]
+        sign(read_request(folder), folder, signers)
+
+    def publish(self, folder: Path, repo: Path) -> Adopted:
+        request = read_request(folder)
+        signatures = [one for path in signature_files(folder) for one in read_signatures(path, request)]
+        return adopt(Store(repo), Desk(keys=self.secret, clock=SystemClock()), request, signatures)
+
+
+@pytest.fixture(scope="module")
+def people_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("people")
+    People(directory / "people")
+    return directory / "people"
+
+
+@pytest.fixture
+def people(tmp_path: Path, people_template: Path) -> People:
+    shutil.copytree(people_template, tmp_path / "people")
+    return People(tmp_path / "people")
+
+
+def first(people: People, folder: Path) -> Path:
+    stage_first(people.public, folder, calendar=Calendar(clock=SystemClock()))
+    return folder
+
+
+def test_a_repository_is_founded_by_people_whose_keys_never_met(people: People, tmp_path: Path) -> None:
+    folder = first(people, tmp_path / "request")
+    people.sign(folder)
+    done = people.publish(folder, tmp_path / "repo")
+    assert "root-1" in done.items and "media-root-1" in done.items
+    assert lint(Store(tmp_path / "repo"), clock=SystemClock()) == []
+    root = tmp_path / "repo/metadata/1.root.json"
+    TufDevice(tmp_path / "device", repository=tmp_path / "repo", root=root).session()
+    media = tmp_path / "repo/media/metadata/1.root.json"
+    TufDevice(tmp_path / "stick", repository=tmp_path / "repo/media", root=media).session()
+
+
+def test_founding_twice_is_the_same_as_once(people: People, tmp_path: Path) -> None:
+    folder = first(people, tmp_path / "request")
+    people.sign(folder)
+    people.publish(folder, tmp_path / "repo")
+    before = (tmp_path / "repo/metadata/timestamp.json").read_bytes()
+    assert people.publish(folder, tmp_path / "repo").items == ()
+    assert (tmp_path / "repo/metadata/timestamp.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["root-2", "media-root-1", "targets-1", "os-2", "media-snapshot-1"])
+def test_a_repository_is_not_founded_with_one_signature_less(
+    people: People, tmp_path: Path, name: str
+) -> None:
+    folder = first(people, tmp_path / "request")
+    people.sign(folder, leave_out=[name])
+    with pytest.raises(ThresholdError, match=f"{name.rpartition('-')[0]}-1: "):
+        people.publish(folder, tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+
+
+def test_a_missing_public_key_is_named(people: People, tmp_path: Path) -> None:
+    (people.public / "root-5.pub.pem").unlink()
+    with pytest.raises(KeyFileError, match=r"4 public keys called root-\*\.pub\.pem, the role has 5"):
+        first(people, tmp_path / "request")
+
+
+def test_one_key_under_two_names_is_refused(people: People, tmp_path: Path) -> None:
+    shutil.copy2(people.public / "root-1.pub.pem", people.public / "media-root-1.pub.pem")
+    with pytest.raises(KeyFileError, match="one stolen key would count twice"):
+        first(people, tmp_path / "request")
+
+
+def test_an_offered_request_never_founds_over_a_repository(
+    ceremony: Ceremony, people: People, tmp_path: Path
+) -> None:
+    folder = first(people, tmp_path / "request")
+    people.sign(folder)
+    before = contents(ceremony)
+    with pytest.raises(StaleRequestError):
+        people.publish(folder, ceremony.world.repo)
+    assert contents(ceremony) == before

@@ -20,6 +20,7 @@ from tuf.api.serialization.json import CanonicalJSONSerializer
 
 from tidewaiter_release.build import part_name
 from tidewaiter_release.errors import InputError, RepositoryError, StaleRequestError, ThresholdError
+from tidewaiter_release.repository.founding import found, founds
 from tidewaiter_release.repository.keys import name_of
 from tidewaiter_release.repository.media import has_media, media_meta
 from tidewaiter_release.repository.request import Item, Request
@@ -65,6 +66,8 @@ def adopt(
         StaleRequestError: The repository has moved on since it was staged.
         ReleaseToolError: Anything else that is wrong; nothing was published.
     """
+    if founds(request) and not (store.metadata / "1.root.json").exists():
+        return _found(store, desk, request, signatures)
     with store.lock():
         _check_repository(store, request)
         now = _Present(store)
@@ -80,6 +83,12 @@ def adopt(
     return Adopted(
         items=tuple(item.name for item in pending), targets=tuple(target.path for target in new_targets)
     )
+
+
+def _found(store: Store, desk: Desk, request: Request, signatures: Sequence[ItemSignature]) -> Adopted:
+    signed = {item.name: _metadata(item, None, request, signatures) for item in request.items}
+    found(store.directory, desk, request, signed)
+    return Adopted(items=tuple(item.name for item in request.items), targets=())
 
 
 class _Present:
@@ -101,6 +110,17 @@ class _Present:
         if item.role not in ("root", "targets", "snapshot", "timestamp", *state.delegated):
             return None
         return dict(state.all())[item.role]
+
+    def root(self, side: Side, version: int) -> Root:
+        """A root of the past.
+
+        Raises:
+            StaleRequestError: There is none of this version.
+        """
+        roots = (self.store if side is Side.ONLINE else self.store.media).roots()
+        if not 1 <= version <= len(roots):
+            raise StaleRequestError(f"{side} side: has roots 1..{len(roots)}, the request is over {version}")
+        return roots[version - 1].signed
 
     def holds(self, item: Item) -> bool:
         """Whether exactly this document is published."""
@@ -135,7 +155,7 @@ def _check_repository(store: Store, request: Request) -> None:
 
 
 def _metadata(
-    item: Item, now: _Present, request: Request, signatures: Sequence[ItemSignature]
+    item: Item, now: _Present | None, request: Request, signatures: Sequence[ItemSignature]
 ) -> Metadata[Any]:
     """The item with its good signatures, proven to be enough for everyone who delegates to its role."""
     delegators = _delegators(item, now, request)
@@ -146,7 +166,7 @@ def _metadata(
             _check(item, keys[one.signature.keyid], one.signature)
             metadata.signatures[one.signature.keyid] = one.signature
     missing = list(dict.fromkeys(_missing(item, delegators, metadata)))
-    if missing and not now.holds(item):
+    if missing and (now is None or not now.holds(item)):
         raise ThresholdError(f"{'; '.join(missing)}. Nothing was published")
     return metadata
 
@@ -177,21 +197,28 @@ def _missing(item: Item, delegators: Sequence[Root | Targets], metadata: Metadat
     return sentences
 
 
-def _delegators(item: Item, now: _Present, request: Request) -> list[Root | Targets]:
+def _delegators(item: Item, now: _Present | None, request: Request) -> list[Root | Targets]:
+    """Whoever says which keys sign the item; with `now` None the repository is yet to be made."""
+
     def document(side: Side, role: str) -> Root | Targets:
         changed = request.item(side, role)
-        signed = changed.signed() if changed is not None else dict(now.state(side).all())[role].signed
+        if changed is not None:
+            signed = changed.signed()
+        elif now is not None:
+            signed = now.state(side).document(role)
+        else:
+            raise InputError(f"the request has no {side.desk_name(role)}; no repository can be made of it")
         if not isinstance(signed, Root | Targets):
             raise InputError(f"{item.name}: request.json has {role} where a root or targets belongs")
         return signed
 
     if item.role == "root":
-        before = now.store if item.side is Side.ONLINE else now.store.media
         # The predecessor, also when this very root was published by an interrupted attempt.
-        return [before.roots()[item.version - 2].signed, document(item.side, "root")]
+        before = [] if now is None or item.version == 1 else [now.root(item.side, item.version - 1)]
+        return [*before, document(item.side, "root")]
     if item.role == "targets":
-        found = [document(Side.ONLINE, "root")]
-        return [*found, document(Side.MEDIA, "root")] if now.media is not None else found
+        online = document(Side.ONLINE, "root")
+        return [online, document(Side.MEDIA, "root")] if now is None or now.media is not None else [online]
     if item.role in ("snapshot", "timestamp"):
         if item.side is Side.ONLINE:
             raise InputError(f"{item.name}: is signed by publish itself, never by a request")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from tuf.api.metadata import (
@@ -23,9 +23,19 @@ from tuf.api.metadata import (
 from tidewaiter_release.errors import RepositoryError
 from tidewaiter_release.repository import keys
 from tidewaiter_release.repository.media import write_media
-from tidewaiter_release.repository.roles import DELEGATED, ROLES, ROOT, TOP_LEVEL, Side
-from tidewaiter_release.repository.signing import Desk, WallClock, prepare, prepare_online, write_files
+from tidewaiter_release.repository.roles import DELEGATED, ROLES, RoleSpec, Side
+from tidewaiter_release.repository.signing import (
+    Calendar,
+    Desk,
+    WallClock,
+    prepare,
+    prepare_online,
+    write_files,
+)
 from tidewaiter_release.repository.store import State, Store, make_directories, sync_directories
+
+KeySource = Callable[[RoleSpec], list[Key]]
+"""Gives the public keys of a role."""
 
 
 def init_repository(
@@ -39,21 +49,26 @@ def init_repository(
         RepositoryError: One of them exists and is not empty.
     """
     with (
-        _made_beside(keys_directory, mode=0o700) as new_keys,
-        _made_beside(directory, mode=0o755) as new_repository,
+        made_beside(keys_directory, mode=0o700) as new_keys,
+        made_beside(directory, mode=0o755) as new_repository,
     ):
         lifetimes = desk.lifetimes if desk is not None else {}
         drafting = Desk(keys=new_keys, clock=clock, lifetimes=lifetimes)
         store = Store(new_repository)
-        for needed in (store.metadata, store.media.metadata, store.targets):
-            make_directories(needed)
-        state, files = _first_state(drafting)
-        files.update(prepare(state, drafting, changed=[*state.delegated, "targets"]))
-        write_files(store, files)
-        media, root_bytes = _first_media_state(drafting, state)
-        write_files(store.media, {"1.root.json": root_bytes})
-        write_media(store, state, media, drafting)
+        state, media = first_states(drafting, lambda spec: keys.generate(new_keys, spec.name, spec.keys))
+        root = drafting.sign("root", state.root, state.root.signed)
+        files = {"1.root.json": root, **prepare(state, drafting, changed=[*state.delegated, "targets"])}
+        make_first(store, files)
+        media_root = drafting.sign("root", media.root, media.root.signed, side=Side.MEDIA)
+        write_media(store, state, media, drafting, before_timestamp={"1.root.json": media_root})
     return Store(directory)
+
+
+def make_first(store: Store, files: Mapping[str, bytes]) -> None:
+    """The directories of a new repository, and the first online metadata."""
+    for needed in (store.metadata, store.media.metadata, store.targets):
+        make_directories(needed)
+    write_files(store, files)
 
 
 def rotate_keys(store: Store, desk: Desk, roles: Collection[str]) -> None:
@@ -122,78 +137,65 @@ def _new_keys(desk: Desk, name: str) -> list[Key]:
     return keys.generate(desk.keys, name, ROLES[name].keys, first=first)
 
 
-def _first_state(desk: Desk) -> tuple[State, dict[str, bytes]]:
-    """Root 1, and the other roles as version 0 drafts: `prepare` gives each its first version."""
-    root = Root(version=1, expires=desk.expires("root"), consistent_snapshot=True)
-    for spec in TOP_LEVEL:
-        public = keys.generate(desk.keys, spec.name, spec.keys)
-        root.roles[spec.name] = Role([], spec.threshold)
-        for key in public:
-            root.add_key(key, spec.name)
-    signed_root = Metadata(root)
-    data = desk.sign(ROOT.name, signed_root, root)
-    targets = Targets(expires=desk.expires("targets"), delegations=_delegations(desk))
-    delegated = {spec.name: Metadata(Targets(expires=desk.expires(spec.name))) for spec in DELEGATED}
-    snapshot = Snapshot(expires=desk.expires("snapshot"))
-    timestamp = Timestamp(expires=desk.expires("timestamp"))
-    for draft in (targets, snapshot, timestamp, *(metadata.signed for metadata in delegated.values())):
-        draft.version = 0
-    state = State(
-        root=signed_root,
-        timestamp=Metadata(timestamp),
-        snapshot=Metadata(snapshot),
-        targets=Metadata(targets),
-        delegated=delegated,
+def first_states(calendar: Calendar, keys_of: KeySource) -> tuple[State, State]:
+    """Both sides of a new repository, unsigned: roots as version 1, the rest as version 0, to get its first version later."""
+    public = {spec.name: keys_of(spec) for spec in ROLES.values()}
+    online_root = Root(version=1, expires=calendar.expires("root"), consistent_snapshot=True)
+    media_root = Root(version=1, expires=calendar.expires("root", side=Side.MEDIA), consistent_snapshot=True)
+    for side, root in ((Side.ONLINE, online_root), (Side.MEDIA, media_root)):
+        for name in ("root", "targets", "snapshot", "timestamp"):
+            spec = side.spec(name)
+            root.roles[name] = Role([], spec.threshold)
+            for key in public[spec.name]:
+                root.add_key(key, name)
+    targets = Metadata(Targets(expires=calendar.expires("targets"), delegations=_delegations(public)))
+    delegated = {spec.name: Metadata(Targets(expires=calendar.expires(spec.name))) for spec in DELEGATED}
+    for draft in (targets, *delegated.values()):
+        draft.signed.version = 0
+    online, media = (
+        _state(side, root, targets, delegated, calendar)
+        for side, root in ((Side.ONLINE, online_root), (Side.MEDIA, media_root))
     )
-    return state, {"1.root.json": data}
+    return online, media
 
 
-def _first_media_state(desk: Desk, state: State) -> tuple[State, bytes]:
-    """Root 1 of the media side, over the targets of `state`: the same targets keys, everything else of its own."""
-    root = Root(version=1, expires=desk.expires("root", side=Side.MEDIA), consistent_snapshot=True)
-    for role in ("root", "snapshot", "timestamp"):
-        spec = Side.MEDIA.spec(role)
-        root.roles[role] = Role([], spec.threshold)
-        for key in keys.generate(desk.keys, spec.name, spec.keys):
-            root.add_key(key, role)
-    online = state.root.signed
-    root.roles["targets"] = Role([], online.roles["targets"].threshold)
-    for keyid in online.roles["targets"].keyids:
-        root.add_key(online.keys[keyid], "targets")
-    signed_root = Metadata(root)
-    data = desk.sign("root", signed_root, root, side=Side.MEDIA)
-    snapshot = Snapshot(expires=desk.expires("snapshot", side=Side.MEDIA))
-    timestamp = Timestamp(expires=desk.expires("timestamp", side=Side.MEDIA))
-    for draft in (snapshot, timestamp):
-        draft.version = 0
+def _state(
+    side: Side,
+    root: Root,
+    targets: Metadata[Targets],
+    delegated: dict[str, Metadata[Targets]],
+    calendar: Calendar,
+) -> State:
+    snapshot = Snapshot(expires=calendar.expires("snapshot", side=side))
+    timestamp = Timestamp(expires=calendar.expires("timestamp", side=side))
+    snapshot.version = timestamp.version = 0
     return State(
-        root=signed_root,
+        root=Metadata(root),
         timestamp=Metadata(timestamp),
         snapshot=Metadata(snapshot),
-        targets=state.targets,
-        delegated=state.delegated,
-        side=Side.MEDIA,
-    ), data
+        targets=targets,
+        delegated=delegated,
+        side=side,
+    )
 
 
-def _delegations(desk: Desk) -> Delegations:
-    public: dict[str, Key] = {}
-    roles: dict[str, DelegatedRole] = {}
-    for spec in DELEGATED:
-        made = keys.generate(desk.keys, spec.name, spec.keys)
-        public.update({key.keyid: key for key in made})
-        roles[spec.name] = DelegatedRole(
+def _delegations(public: Mapping[str, list[Key]]) -> Delegations:
+    roles = {
+        spec.name: DelegatedRole(
             name=spec.name,
-            keyids=[key.keyid for key in made],
+            keyids=[key.keyid for key in public[spec.name]],
             threshold=spec.threshold,
             terminating=True,
             paths=list(spec.paths),
         )
-    return Delegations(keys=public, roles=roles)
+        for spec in DELEGATED
+    }
+    listed = {key.keyid: key for spec in DELEGATED for key in public[spec.name]}
+    return Delegations(keys=listed, roles=roles)
 
 
 @contextlib.contextmanager
-def _made_beside(directory: Path, *, mode: int) -> Iterator[Path]:
+def made_beside(directory: Path, *, mode: int) -> Iterator[Path]:
     """A new directory that takes the name `directory` when the block ends well, and vanishes when it does not."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise RepositoryError(f"{directory}: exists and is not empty; nothing was made")

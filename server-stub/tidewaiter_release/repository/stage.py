@@ -6,7 +6,7 @@ Online snapshot and timestamp are not part of a request: `publish` signs them, w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tuf.api.metadata import Key, MetaFile, Root, Targets
@@ -117,24 +117,24 @@ def _ordered(drafts: Drafts) -> list[SideRole]:
 
 def _item(before: Drafts, drafts: Drafts, side: Side, role: str) -> Item:
     state = drafts.state(side)
-    signed = _signed(state, role)
-    name = "timestamp.json" if role == "timestamp" else f"{signed.version - 1}.{role}.json"
+    version = _signed(state, role).version
+    name = "timestamp.json" if role == "timestamp" else f"{version - 1}.{role}.json"
     store = before.store if side is Side.ONLINE else before.store.media
-    keys: dict[str, str] = {}
-    thresholds: list[int] = []
-    for delegator in delegators(before, drafts, side, role):
-        wanted = delegator.get_delegated_role(role)
-        keys.update({keyid: name_of(delegator.get_key(keyid)) for keyid in wanted.keyids})
-        if wanted.threshold not in thresholds:
-            thresholds.append(wanted.threshold)
+    return item_of(state, role, delegators(before, drafts, side, role), present=store.read(name))
+
+
+def item_of(state: State, role: str, found: Sequence[Root | Targets], *, present: bytes | None) -> Item:
+    """The item of a role, with everyone who may sign it."""
+    signed = _signed(state, role)
+    thresholds = dict.fromkeys(delegator.get_delegated_role(role).threshold for delegator in found)
     return Item(
-        side=side,
+        side=state.side,
         role=role,
         version=signed.version,
         data=CanonicalJSONSerializer().serialize(signed),
-        keys=keys,
+        keys={keyid: name_of(key) for keyid, key in all_keys(found, role).items()},
         thresholds=tuple(thresholds),
-        present=store.read(name),
+        present=present,
     )
 
 
@@ -155,7 +155,7 @@ def delegators(before: Drafts, drafts: Drafts, side: Side, role: str) -> list[Ro
     return [drafts.state(side).root.signed]
 
 
-def all_keys(found: list[Root | Targets], role: str) -> Mapping[str, Key]:
+def all_keys(found: Sequence[Root | Targets], role: str) -> Mapping[str, Key]:
     """Every key that may sign a role."""
     return {
         keyid: delegator.get_key(keyid)

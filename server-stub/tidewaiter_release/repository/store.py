@@ -67,6 +67,18 @@ class State:
             *self.delegated.items(),
         ]
 
+    def document(self, role: str) -> Root | Timestamp | Snapshot | Targets:
+        """What a role says.
+
+        Raises:
+            RepositoryError: There is no such role here.
+        """
+        found = dict(self.all()).get(role)
+        if found is None:
+            raise RepositoryError(f"{self.side.desk_name(role)}: no role of this repository")
+        signed: Root | Timestamp | Snapshot | Targets = found.signed
+        return signed
+
     def verify(self, role: str, metadata: Metadata[_S]) -> None:
         """Check the signatures of `metadata` against whoever delegates to `role`."""
         delegator: Root | Targets = self.targets.signed if role in self.delegated else self.root.signed
