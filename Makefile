@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test check bench faults device-test docs lock format privileged-test clean
+.PHONY: help demo test check bench faults fuzz device-test docs lock format privileged-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ bench: $(READY) ## speed and memory, ratios measured side by side: out/bench/*.j
 
 faults: $(READY) ## cut the power at every storage operation of an update: out/faults/crash-explorer.json
 	@$(BIN)/python -m tests.faults.crash_explorer $(ARGS)
+
+fuzz: $(READY) ## attack every parser that meets outside bytes: out/fuzz/report.json
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 privileged-test: $(READY) ## the tests that need root (loop devices, network namespaces)
 	@$(PYTEST) -m privileged $(ARGS)

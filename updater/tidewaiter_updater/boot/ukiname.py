@@ -9,12 +9,17 @@ Source: update-engine.md section 8; UAPI specifications "Boot loader" (boot coun
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final
 
 from tidewaiter_core.model import SlotName
 
+_DIGITS: Final = frozenset(string.digits)
+_LETTERS: Final = frozenset(string.ascii_letters)
+"""ASCII only, as the specification says: `str.isdigit` is true for a superscript three, which is no number."""
+_SIGNIFICANT: Final = _DIGITS | _LETTERS | frozenset("~-^.")
 _NAME: Final = re.compile(
     r"tidewaiter-(?P<version>[0-9A-Za-z.+-]{1,64})\.(?P<slot>[AB])"
     r"(?:\+(?P<left>[0-9]{1,3})(?:-(?P<done>[0-9]{1,3}))?)?\.efi",
@@ -114,13 +119,13 @@ def _compare_mark(mark: str, a: str, b: str) -> tuple[int, str, str]:
 
 def _from_significant(text: str) -> str:
     """Without leading characters that count for nothing."""
-    at = sum(1 for _ in takewhile(lambda one: not (one.isalnum() or one in "~-^."), text))
+    at = sum(1 for _ in takewhile(lambda one: one not in _SIGNIFICANT, text))
     return text[at:]
 
 
 def _compare_part(a: str, b: str) -> tuple[int, str, str]:
     """Compare one run of digits or of letters; the order, and what is left of both."""
-    digits = a[:1].isdigit() or b[:1].isdigit()
+    digits = a[:1] in _DIGITS or b[:1] in _DIGITS
     first, second = _run(a, digits=digits), _run(b, digits=digits)
     rest = a[len(first) :], b[len(second) :]
     if digits:
@@ -131,4 +136,5 @@ def _compare_part(a: str, b: str) -> tuple[int, str, str]:
 
 
 def _run(text: str, *, digits: bool) -> str:
-    return "".join(takewhile(lambda one: one.isdigit() if digits else one.isalpha(), text))
+    wanted = _DIGITS if digits else _LETTERS
+    return "".join(takewhile(lambda one: one in wanted, text))
