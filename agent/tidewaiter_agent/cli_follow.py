@@ -15,7 +15,8 @@ from tidewaiter_agent.update_rules import RESTING
 
 POLL_S = 0.5
 LOST_LIMIT_S = 30.0
-GIVE_AGAIN_S = 2.0
+GIVE_AGAIN_S = 1.0
+GIVE_AGAIN_MOST_S = 30.0
 
 
 class Goal(StrEnum):
@@ -50,7 +51,8 @@ class Follower:
         self._clock = context.clock
         self._is_going_down = False
         self._asked_to_start = False
-        self._given_s = float("-inf")
+        self._give_at_s = float("-inf")
+        self._give_gap_s = GIVE_AGAIN_S
         self._explained = ""
         """Code of the trouble that was explained already."""
 
@@ -114,9 +116,11 @@ class Follower:
 
     def _give_again(self) -> None:
         now_s = self._clock.boottime_s()
-        if self._medium is None or now_s - self._given_s < GIVE_AGAIN_S:
+        if self._medium is None or now_s < self._give_at_s:
             return
-        self._given_s = now_s
+        # A stick that is back cannot be told from one that never left, so it is tried; a broken one not all the time.
+        self._give_gap_s = min(2 * self._give_gap_s, GIVE_AGAIN_MOST_S)
+        self._give_at_s = now_s + self._give_gap_s
         self._medium(self._release["digest"])
 
     def _show(self, status: Mapping[str, Any]) -> None:
@@ -126,9 +130,9 @@ class Follower:
         self._printer.show(status)
         last = status["last"]
         if last and last["code"] in status["waiting_for"] and last["code"] != self._explained:
+            self._explained = last["code"]
             self._printer.end()
             self._context.say(wait_text(last))
-        self._explained = last["code"] if last and last["code"] in status["waiting_for"] else ""
 
     def _say(self, code: Exit, text: str) -> Exit:
         self._printer.end()

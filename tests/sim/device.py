@@ -444,7 +444,12 @@ class ToyHealth:
         self.rounds = 0
 
     def run(
-        self, slot: SlotName, release: Release | None, *, network_proven_utc: str
+        self,
+        slot: SlotName,
+        release: Release | None,
+        *,
+        network_proven_utc: str,
+        clock_was_low: bool = False,
     ) -> tuple[HealthCheck, ...]:
         self.rounds += 1
         bad = self.identity is not None and self.sick(self.identity)

@@ -40,6 +40,10 @@ class UpdaterProcess:
     """None: the simulated one."""
     identities: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     """Version and sequence that the identity file inside an image says."""
+    python: str = sys.executable
+    """What the daemon and its units run with."""
+    person_python: str = sys.executable
+    """What the command line runs with."""
 
     def manufacture(self, image: bytes, version: str, sequence: int) -> None:
         """The same image in both slots, slot A committed."""
@@ -51,6 +55,7 @@ class UpdaterProcess:
             "cmdline_file": self.home / "cmdline",
             "image_identity": self.home / "image.json",
             "tuf_root": self.repository.trusted_root,
+            "media_root": self.repository.store.media.metadata / "1.root.json",
             "floor_file": self.home / "no-floor.json",
         }
         lines = "".join(f'{name} = "{value}"\n' for name, value in extra.items())
@@ -115,7 +120,11 @@ class UpdaterProcess:
 
     def command(self, module: str = "tidewaiter_updater.main") -> list[str]:
         config = ["--config", str(self.config), "--conf-dir", str(self.home / "conf.d")]
-        return [sys.executable, "-m", module, *config]
+        return [self.python, "-m", module, *config]
+
+    def cli(self, *words: str) -> list[str]:
+        """The command line of a person at this device."""
+        return [self.person_python, *self.command("tidewaiter_agent.cli")[1:], *words]
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "TIDEWAITER_BOOT_ID": f"{self.boots:08x}" * 4}

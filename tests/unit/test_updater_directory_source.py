@@ -211,10 +211,12 @@ def test_an_ejected_medium_is_gone_and_its_descriptor_closed(stick: Path) -> Non
     bay = MediaBay()
     before = descriptors()
     bay.insert(NAME, opened(stick))
+    in_use = bay.medium(NAME)
     bay.eject(NAME)
     with pytest.raises(SourceError, match="not with the updater"):
         bay.medium(NAME)
     assert descriptors() == before
+    assert refused(in_use).code == "source.vanished"
 
 
 def test_a_source_name_is_one_line_of_bounded_length() -> None:

@@ -257,6 +257,28 @@ def test_a_full_disk_does_not_turn_an_answer_into_a_fault() -> None:
     assert engine.check("relay", made.path).installable
 
 
+# --- an empty battery ---
+
+
+def test_an_empty_battery_is_remembered_into_the_trial() -> None:
+    device, made, engine, _ = media_device()
+    device.storage.floors = replace(device.storage.floors, time_utc="2026-11-24T13:00:00.000Z")
+    stage(device, made, engine)
+    engine.activate(made.release.digest, window_open=True)
+    device.work()
+    assert device.storage.documents["journal"]["clock_was_low"] is True
+
+
+def test_a_clock_that_was_put_right_before_the_start_is_held_to_the_floor() -> None:
+    device, made, engine, _ = media_device()
+    device.storage.floors = replace(device.storage.floors, time_utc="2026-11-24T13:00:00.000Z")
+    stage(device, made, engine)
+    device.clock.advance(2 * 3600)
+    engine.activate(made.release.digest, window_open=True)
+    device.work()
+    assert device.storage.documents["journal"]["clock_was_low"] is False
+
+
 # --- what is looked at again ---
 
 

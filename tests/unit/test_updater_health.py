@@ -150,6 +150,12 @@ def test_a_clock_below_the_floor_is_not_green(made: Made, floor: str, expected: 
     assert ClockCheck(FakeClock(), floor_utc=lambda: floor).run(trial(made)).result is expected
 
 
+def test_a_clock_that_was_below_the_floor_before_is_no_fault_of_the_release(made: Made) -> None:
+    before = replace(trial(made), clock_was_low=True)
+    check = ClockCheck(FakeClock(), floor_utc=lambda: "2026-11-24T13:00:00.000Z")
+    assert check.run(before).result is SKIPPED
+
+
 def test_a_folder_that_cannot_be_written_is_not_green(made: Made, tmp_path: Path) -> None:
     result = CheckList([DiskCheck(tmp_path / "missing")]).run(SlotName.B, made.release, network_proven_utc="")
     assert next(check for check in result if check.name == "disk").result is FAIL

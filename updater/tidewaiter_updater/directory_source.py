@@ -39,7 +39,7 @@ _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class DirectorySource:
-    """The repository below a directory. Owns the descriptor, which is closed when the last user has let go of this object."""
+    """The repository below a directory. Owns the descriptor: closed by `close`, or when nobody uses this object any more."""
 
     cost_class = "free"
 
@@ -52,12 +52,17 @@ class DirectorySource:
         self.descriptor = descriptor
         self._name = name
         self._received_bytes = 0
-        self._count_lock = threading.Lock()
-        weakref.finalize(self, os.close, descriptor)
+        self._lock = threading.Lock()
+        self._closing = weakref.finalize(self, os.close, descriptor)
 
     @property
     def received_bytes(self) -> int:
         return self._received_bytes
+
+    def close(self) -> None:
+        """Let go of the medium, so that it can be unmounted; a file that is being read is read to its end."""
+        with self._lock:
+            self._closing()
 
     def metadata(self, path: str, limit: int) -> Iterator[bytes]:
         """As `Source.metadata`; of a longer file one byte more than `limit` is read, so that the caller sees the excess."""
@@ -127,7 +132,7 @@ class DirectorySource:
     @contextmanager
     def _chain(self, path: str) -> Iterator[tuple[int, int]]:
         *folders, name = path.split("/")
-        folder = os.dup(self.descriptor)
+        folder = self._top()
         try:
             for segment in folders:
                 below = _open_folder(segment, folder)
@@ -144,6 +149,12 @@ class DirectorySource:
         finally:
             os.close(file)
 
+    def _top(self) -> int:
+        with self._lock:
+            if not self._closing.alive:
+                raise OSError(errno.ESHUTDOWN, "the updater let go of it")
+            return os.dup(self.descriptor)
+
     def _pieces(self, path: str, file: int, *, offset: int, length: int) -> Iterator[bytes]:
         got = 0
         while got < length:
@@ -155,7 +166,7 @@ class DirectorySource:
                     code="source.bad-range",
                 )
             got += len(piece)
-            with self._count_lock:
+            with self._lock:
                 self._received_bytes += len(piece)
             yield piece
 

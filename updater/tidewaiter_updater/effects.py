@@ -99,6 +99,7 @@ class Effects:
         entry, release = self._entry, self._t.release
         if release is None:
             raise RuntimeError("ARM without a release")
+        self._t.amend(clock_was_low=self._t.is_clock_low())  # the journal is written next
         self._decide(
             lambda env: decision.arm(
                 env,

@@ -255,6 +255,7 @@ class Engine:
             since_utc=transaction.now_utc(),
             from_version=transaction.identity.version,
             network_proven_utc=transaction.journal.network_proven_utc(),
+            clock_was_low=transaction.is_clock_low(),
         )
         transaction.last = None
         transaction.enter(Phase.WAIT_CONSENT)

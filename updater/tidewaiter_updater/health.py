@@ -1,7 +1,8 @@
 """The named checks that decide whether a trial boot may be committed: what a check is, the list of them, root and medium.
 
-A check that cannot be judged is not green, with three stated exceptions that are skipped: no units are configured, the
-hardware has no watchdog, the release does not ask for the server (or the network was not proven in the 24 h before).
+A check that cannot be judged is not green, with four stated exceptions that are skipped: no units are configured, the
+hardware has no watchdog, the release does not ask for the server (or the network was not proven in the 24 h before), the clock
+was below the floor before the update, too.
 
 Source: update-engine.md section 11.
 """
@@ -29,6 +30,8 @@ class Trial:
     slot: SlotName
     release: Release | None
     network_proven_utc: str
+    clock_was_low: bool = False
+    """The clock was below the floor under the earlier release, too."""
 
 
 class Check(Protocol):
@@ -56,9 +59,19 @@ class CheckList:
         self._checks = checks
 
     def run(
-        self, slot: SlotName, release: Release | None, *, network_proven_utc: str
+        self,
+        slot: SlotName,
+        release: Release | None,
+        *,
+        network_proven_utc: str,
+        clock_was_low: bool = False,
     ) -> tuple[HealthCheck, ...]:
-        trial = Trial(slot=slot, release=release, network_proven_utc=network_proven_utc)
+        trial = Trial(
+            slot=slot,
+            release=release,
+            network_proven_utc=network_proven_utc,
+            clock_was_low=clock_was_low,
+        )
         results = [self._one(check, trial) for check in self._checks]
         names = {check.name for check in self._checks}
         for name in release.health.required if release else ():

@@ -132,6 +132,9 @@ class ClockCheck:
         if not floor:
             return ok(self.name, "no floor is known")
         if self._clock.now_utc() < parse_utc(floor):
+            if trial.clock_was_low:
+                # An empty battery is no fault of the release, and a stick is how such a device is serviced.
+                return skipped(self.name, f"below the floor of {floor}, as under the earlier release")
             return fail(self.name, f"the clock is below the floor of {floor}")
         return ok(self.name, f"not below {floor}")
 

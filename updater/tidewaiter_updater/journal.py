@@ -69,6 +69,8 @@ class JournalEntry:
     verdict: Verdict | None = None
     last: Last | None = None
     network_proven_utc: str = ""
+    clock_was_low: bool = False
+    """The clock was below the floor when the release was last looked at before its start."""
     refund_boot: str = ""
     """Boot id in which a try was given back, so that it is given back once."""
 
@@ -204,6 +206,7 @@ def _entry(document: Mapping[str, Any]) -> JournalEntry:
         verdict=_verdict(verdict) if verdict else None,
         last=_last(last) if last else None,
         network_proven_utc=str(document.get("network_proven_utc", "")),
+        clock_was_low=document.get("clock_was_low") is True,
         refund_boot=str(document.get("refund_boot", "")),
     )
 

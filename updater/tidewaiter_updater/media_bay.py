@@ -20,19 +20,23 @@ class MediaBay:
         self._media: dict[str, DirectorySource] = {}
 
     def insert(self, name: str, source: DirectorySource) -> None:
-        """Use this medium from now on, in place of an earlier one of that name."""
+        """Use this medium from now on, in place of an earlier one of that name; who reads from that one goes on."""
         with self._lock:
             self._media[name] = source
 
     def eject(self, name: str) -> None:
-        """Let go of a medium; whoever still reads from it finishes first."""
+        """Let go of a medium."""
         with self._lock:
-            self._media.pop(name, None)
+            medium = self._media.pop(name, None)
+        if medium is not None:
+            medium.close()
 
     def eject_all(self) -> None:
         """Let go of every medium."""
         with self._lock:
-            self._media.clear()
+            names = list(self._media)
+        for name in names:
+            self.eject(name)
 
     def medium(self, name: str) -> DirectorySource:
         """The medium that was given as `name`.

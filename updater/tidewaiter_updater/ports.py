@@ -198,9 +198,19 @@ class HealthChecks(Protocol):
     """The named checks of a trial boot."""
 
     def run(
-        self, slot: SlotName, release: Release | None, *, network_proven_utc: str
+        self,
+        slot: SlotName,
+        release: Release | None,
+        *,
+        network_proven_utc: str,
+        clock_was_low: bool = False,
     ) -> tuple[HealthCheck, ...]:
-        """Each check once; a check that cannot be judged is not green."""
+        """Each check once; a check that cannot be judged is not green.
+
+        Args:
+            network_proven_utc: When the earlier release had an answer of the server.
+            clock_was_low: Whether the clock was below the floor under the earlier release.
+        """
 
 
 class DataSets(Protocol):

@@ -196,6 +196,11 @@ class Transaction:
                 reason.startswith("source.") for reason in self.waiting_for
             )
 
+    def is_clock_low(self) -> bool:
+        """Whether the clock is below the time floor: an empty battery, and nobody to ask for the time."""
+        floor = self.ports.floors.effective().time_utc
+        return bool(floor) and self.ports.clock.now_utc() < parse_utc(floor)
+
     def note_network(self) -> None:
         """The server answered. What the health check `server` asks of a trial depends on it, so it outlives this process."""
         now_utc, known = self.now_utc(), self.journal.network_proven_utc()

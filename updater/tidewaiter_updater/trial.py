@@ -121,8 +121,13 @@ class Trial:
         slot = self._t.booted
         if slot is None:
             raise RuntimeError("a trial without a booted slot")
-        proven = self._t.entry.network_proven_utc if self._t.entry else ""
-        return self._t.ports.health.run(slot, self._t.release, network_proven_utc=proven)
+        entry = self._t.entry
+        return self._t.ports.health.run(
+            slot,
+            self._t.release,
+            network_proven_utc=entry.network_proven_utc if entry else "",
+            clock_was_low=entry.clock_was_low if entry else False,
+        )
 
     def _lock_injector_again(self) -> None:
         """A power cut after ARM boots the trial without the sealed lease; then it is taken again, if that is allowed."""
