@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.crash_explorer.data import sets_in
 from tests.faults.crash_explorer.explorer import Effort, Explorer
 from tests.faults.crash_explorer.mutations import MUTATIONS, Mutation, find
 from tests.faults.crash_explorer.scenarios import SCENARIOS, Scenario
@@ -47,6 +48,14 @@ def test_the_story_of_a_patch_goes_by_the_patch() -> None:
     scenario.play(world)
     kept = [key[1] for key in world.storage.content() if key[0] == "file"]
     assert any(name.endswith(".twph") for name in kept)
+
+
+def test_the_story_of_a_data_step_that_cannot_be_undone_ends_without_the_earlier_set() -> None:
+    scenario = next(one for one in SCENARIOS if one.name == "data step that cannot be undone")
+    world = scenario.world(scenario.base(scenario.backend), parts=SOUND, is_first=True)
+    scenario.play(world)
+    world.power_cycle(orderly=True)
+    assert sets_in(world.storage.content()) == ["2"]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -163,7 +163,11 @@ class SetStore(SetReader):
             "made_utc": record.made_utc,
         }
         save_document(place / COMPLETE, document, schema=SCHEMA, mode=READABLE, disk=self.disk)
-        self.trees.rename(place, self.folder / str(record.schema))
+        self.rename(place.name, str(record.schema))
+
+    def rename(self, old: str, new: str) -> None:
+        """Give something in the directory another name; on storage when this returns."""
+        self.trees.rename(self.folder / old, self.folder / new)
         self.disk.sync_directory(self.folder)
 
     def set_aside(self, schema: int) -> str:
@@ -174,8 +178,7 @@ class SetStore(SetReader):
         while name in taken:
             number += 1
             name = f"{base}-{number}"
-        self.trees.rename(self.folder / str(schema), self.folder / name)
-        self.disk.sync_directory(self.folder)
+        self.rename(str(schema), name)
         return name
 
     def mark_live(self, live: Live) -> None:
@@ -201,8 +204,7 @@ class SetStore(SetReader):
         if not name.endswith((GONE, TEMPORARY)):
             doomed = self.folder / f"{name}{GONE}"
             self.trees.remove(doomed, beat=beat)
-            self.trees.rename(place, doomed)
-            self.disk.sync_directory(self.folder)
+            self.rename(name, doomed.name)
             place = doomed
         self.trees.remove(place, beat=beat)
 

@@ -12,6 +12,7 @@ from tidewaiter_updater.model import BootEnv
 
 from tests.faults.crash_explorer import remembered
 from tests.faults.crash_explorer.backends import Backend
+from tests.faults.crash_explorer.data import check_data
 from tests.faults.crash_explorer.releases import Blocks, Made
 from tests.faults.crash_explorer.watch import Facts, bootable, slot_blocks
 from tests.faults.crash_explorer.world import STATE, World
@@ -56,6 +57,7 @@ def check_image(
             raise Violation(f"I2: {env} lets slot {slot} boot, it does not hold a signed image")
         if made.identity.security_epoch < env.epoch:
             raise Violation(f"I6: slot {slot} is below epoch {env.epoch} and may boot")
+    check_data(content, env, held, facts.notes)
     running = held[env.committed]
     floors = document(content, "floor")
     sequence, epoch = floors.get("sequence", 0), floors.get("security_epoch", 0)

@@ -27,6 +27,7 @@ from tidewaiter_updater.phases import EFFECTS, TABLE, Effect, Hint, Phase, Phase
 
 from tests.faults.crash_explorer.backends import SIMULATED, Backend, Cmdline, Probe, Script, ScriptMedium
 from tests.faults.crash_explorer.explorer import Effort, Explorer
+from tests.faults.crash_explorer.mutations_data import DATA_MUTATIONS
 from tests.faults.crash_explorer.scenarios import SCENARIOS
 from tests.faults.crash_explorer.seen import Seen
 from tests.faults.crash_explorer.world import Parts
@@ -242,6 +243,7 @@ MUTATIONS = (
         Parts(table=_effects(ROLLED_BACK=_moved(Phase.ROLLED_BACK, Effect.CLEAR, before=Effect.QUARANTINE))),
         ("failing health", "hanging trial"),
     ),
+    *(Mutation(name, parts, scenarios) for name, parts, scenarios in DATA_MUTATIONS),
 )
 
 

@@ -58,6 +58,7 @@ def made(
     *,
     security_epoch: int = 0,
     reversible: bool = True,
+    writes: int = 1,
     patch_from: tuple[str, int] | None = None,
 ) -> Made:
     """Build a release once per process.
@@ -76,7 +77,7 @@ def made(
         sequence,
         built.header.image_root,
         security_epoch=security_epoch,
-        data={"writes": 1, "reads_min": 1, "reads_max": 1, "reversible": reversible},
+        data={"writes": writes, "reads_min": 1, "reads_max": writes, "reversible": reversible},
     )
     component = fields["components"][0]
     component.update(_component(component, built))

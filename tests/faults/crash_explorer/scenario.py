@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.model import BootEnv, is_medium
@@ -25,7 +27,7 @@ def _unchanged(content: Content) -> Content:
 
 def without_state(content: Content) -> Content:
     """The state directory is lost as a whole."""
-    return {key: value for key, value in content.items() if key[0] not in ("file", "directory")}
+    return {key: value for key, value in content.items() if not _is_state(key)}
 
 
 def without_floors(content: Content) -> Content:
@@ -40,7 +42,15 @@ def without_journal(content: Content) -> Content:
 
 def with_garbage(content: Content) -> Content:
     """Every file of the state directory keeps its length and nothing else."""
-    return {key: b"\xa5" * len(value) if key[0] == "file" else value for key, value in content.items()}
+    return {
+        key: b"\xa5" * len(value) if key[0] == "file" and _is_state(key) else value
+        for key, value in content.items()
+    }
+
+
+def _is_state(key: tuple[Any, ...]) -> bool:
+    """Whether it belongs to the state directory; the product's data are somebody else's."""
+    return key[0] in ("file", "directory") and Path(key[1]).is_relative_to(STATE)
 
 
 def live(world: World) -> None:

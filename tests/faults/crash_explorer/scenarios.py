@@ -8,7 +8,8 @@ from __future__ import annotations
 from tests.faults.crash_explorer.scenario import Scenario
 from tests.faults.crash_explorer.stories import STORIES
 from tests.faults.crash_explorer.stories_boot import BOOT_STORIES
+from tests.faults.crash_explorer.stories_data import DATA_STORIES
 
 __all__ = ["SCENARIOS", "Scenario"]
 
-SCENARIOS: tuple[Scenario, ...] = (*STORIES, *BOOT_STORIES)
+SCENARIOS: tuple[Scenario, ...] = (*STORIES, *BOOT_STORIES, *DATA_STORIES)

@@ -7,7 +7,7 @@ promised when it returned is part of each image from then on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tidewaiter_core.model import SlotName
@@ -36,6 +36,8 @@ class Facts:
     quarantined: frozenset[str] = frozenset()
     failed: str = ""
     """The transaction whose trial is known to have failed: it must not be forgotten together with the trial."""
+    notes: Mapping[int, int] = field(default_factory=dict)
+    """How many notes the product has on storage, by the schema of the set that it wrote them into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,10 @@ class Watch:
             floor_sequence=max(self.facts.floor_sequence, floors.sequence),
             floor_epoch=max(self.facts.floor_epoch, floors.security_epoch),
         )
+
+    def noted(self, schema: int, number: int) -> None:
+        """The product synced a note."""
+        self.facts = replace(self.facts, notes={**self.facts.notes, schema: number})
 
     def quarantined(self, txns: list[str]) -> None:
         self.facts = replace(self.facts, quarantined=frozenset(txns))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -20,18 +20,21 @@ from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.floor import FloorStore
 from tidewaiter_updater.health import CheckList, MediumCheck
+from tidewaiter_updater.health_system import DataCheck
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
 from tidewaiter_updater.media_bay import MediaBay
-from tidewaiter_updater.model import BootEnv, is_medium
+from tidewaiter_updater.model import BootEnv, RunningRelease, is_medium
 from tidewaiter_updater.phases import IN_TRIAL, TABLE, Phase, PhaseTable
-from tidewaiter_updater.ports import Control, Ports
+from tidewaiter_updater.ports import Control, NoDataSets, Ports
+from tidewaiter_updater.set_store import SetStore
 from tidewaiter_updater.slot_store import DeviceSlots
 from tidewaiter_updater.sources import Source
 from tidewaiter_updater.state_files import StateFiles
 from tidewaiter_updater.transaction import Site
 
 from tests.faults.crash_explorer.backends import Backend, Cmdline, Script
+from tests.faults.crash_explorer.data import DataPartition, Sets, notes_in
 from tests.faults.crash_explorer.outcome import Outcome, first_act
 from tests.faults.crash_explorer.releases import IMAGE_BYTES, LIMITS, Blocks, Made, Repository
 from tests.faults.crash_explorer.remembered import remembered
@@ -55,7 +58,7 @@ from tests.faults.crash_explorer.watch import (
 )
 from tests.sim.clock import FakeClock
 from tests.sim.device import HW, PRODUCT, Power, ToyReboot, Violation
-from tests.sim.storage import Content, SimDisk, SlotMedia, SlotMedium, Storage
+from tests.sim.storage import Content, SimDisk, SimTrees, SlotMedia, SlotMedium, Storage
 
 STATE = Path("/state")
 BOOT_LIMIT = 12
@@ -71,6 +74,10 @@ def _script(backend: Backend, storage: Storage) -> Script:
     return backend.script(storage)
 
 
+def _sets(folder: Path, trees: SimTrees, disk: Disk) -> SetStore:
+    return SetStore(folder, trees=trees, disk=disk)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What the updater is made of; a mutation replaces one of them by a mistaken one."""
@@ -78,6 +85,8 @@ class Parts:
     table: PhaseTable = TABLE
     disk: Callable[[Storage], Disk] = SimDisk
     medium: type[SlotMedium] = SlotMedium
+    trees: type[SimTrees] = SimTrees
+    sets: Sets = _sets
     control: Callable[[Backend, Storage, Cmdline], BootControl] = _control
     script: Callable[[Backend, Storage], Script] = _script
 
@@ -110,6 +119,10 @@ class Circumstances:
     """Syncs of the target (counted from 0) that lose a sector."""
     env_lies: frozenset[int] = field(default_factory=frozenset)
     """Syncs of the environment that lose everything."""
+    keeps_data: bool = False
+    """The product has data of its own, and a program for its next schema."""
+    migration_fails: bool = False
+    """That program does not succeed."""
     cancel_in: Phase | None = None
     """Where a person cancels, once."""
 
@@ -130,7 +143,9 @@ class World:
         self.given = circumstances
         self.parts = parts
         self.images: dict[Blocks, Made] = {made.blocks: made for made in circumstances.known}
-        self.watch = Watch(set(self.images), backend.in_force(content), remembered(content, STATE))
+        facts = replace(remembered(content, STATE), notes=notes_in(content))
+        self.watch = Watch(set(self.images), backend.in_force(content), facts)
+        self.data: DataPartition | None = None
         self.first_act: Outcome | None = None
         """What the first start of the updater found."""
         self.engine: Engine | None = None
@@ -171,6 +186,7 @@ class World:
         self.injector = SealingInjector(power, on_seal=lambda: self._perhaps_cancel(Phase.ARMED))
         self.reboot = ToyReboot(power)
         self.engine = None
+        self.data = None
         self.booted = None
 
     # --- power ----------------------------------------------------------------------------------------------------
@@ -220,6 +236,8 @@ class World:
         self.watch.booted(booted, self.in_force())
         boot = WatchedBoot(control, self.watch, lambda: self.storage.state)
 
+        self.data = self._data_partition(running.identity, control, booted) if self.given.keeps_data else None
+
         def boot_epoch() -> int:
             env = control.read()
             return env.epoch if env is not None else 0
@@ -227,6 +245,7 @@ class World:
         floors = FloorStore(STATE / "floor.json", boot_epoch=boot_epoch, disk=disk)
         documents = WatchedDocuments(StateFiles(STATE, disk=disk), self.watch)
         slots = self._slots(disk, documents)
+        sets = self.data.port if self.data is not None else NoDataSets()
         ports = Ports(
             clock=self.clock,
             boot=boot,
@@ -238,7 +257,14 @@ class World:
             injector=self.injector,
             reboot=self.reboot,
             audit=LedgerAudit(self.storage),
-            health=CheckList([MediumCheck(slots), HalCheck(is_sick=is_sick)]),
+            health=CheckList(
+                [
+                    MediumCheck(slots),
+                    HalCheck(is_sick=is_sick),
+                    DataCheck(lambda: None, sets=sets, identity=running.identity),
+                ]
+            ),
+            data=sets,
         )
         self.engine = Engine(
             ports,
@@ -252,6 +278,25 @@ class World:
         if self.first_act is None:
             self.first_act = first_act(self.engine, runs_offered=running is self.given.offered)
         return self.engine
+
+    def _data_partition(
+        self, running: RunningRelease, control: BootControl, booted: SlotName
+    ) -> DataPartition:
+        """The root program runs before everything else, the product before the updater."""
+        partition = DataPartition(
+            self.storage,
+            self.watch,
+            trees=self.parts.trees(self.storage),
+            sets=self.parts.sets,
+            running=running,
+            control=control,
+            booted=booted,
+            boot_id=self.boot_id,
+            clock=self.clock,
+            fails=self.given.migration_fails,
+        )
+        partition.boot()
+        return partition
 
     def _slots(self, disk: Disk, documents: WatchedDocuments) -> DeviceSlots:
         paths = {slot: Path("/dev") / name for slot, name in DEVICES.items()}
@@ -282,7 +327,9 @@ class World:
         for _ in range(STEPS):
             if engine.transaction.phase not in (Phase.TRANSFER, Phase.ARMED):
                 self._perhaps_cancel(engine.transaction.phase)
-            if self.reboot.requested or engine.step() > 0:
+            if self.reboot.requested:
+                return
+            if engine.step() > 0 and not (self.data is not None and self.data.settle()):
                 return
         raise Violation(f"the engine never rests in {engine.transaction.phase}")
 
@@ -311,6 +358,8 @@ class World:
             verdict = engine.health(given_up=lambda: False)
             if verdict is not None and verdict.healthy:
                 engine.commit()
+                if self.data is not None:
+                    self.data.write()
         self.work()
 
     def _perhaps_cancel(self, phase: Phase) -> None:

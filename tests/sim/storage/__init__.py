@@ -9,6 +9,7 @@ from tests.sim.storage.content import Content, fingerprint
 from tests.sim.storage.devices import BlockDevice, EnvDevice, SlotMedia, SlotMedium, Storage
 from tests.sim.storage.disk import SimDisk
 from tests.sim.storage.log import Log, Point
+from tests.sim.storage.trees import SimTrees
 from tests.sim.storage.units import SECTOR_BYTES, Unit
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Log",
     "Point",
     "SimDisk",
+    "SimTrees",
     "SlotMedia",
     "SlotMedium",
     "Storage",

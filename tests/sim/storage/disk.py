@@ -15,7 +15,7 @@ from pathlib import Path
 from tidewaiter_core.disk import DiskEntry
 
 from tests.sim.storage.log import Log
-from tests.sim.storage.units import DIRECTORY, FileLength, FileWrite, Names, Unit
+from tests.sim.storage.units import DIRECTORY, FileLength, FileWrite, Moved, Names, Unit
 
 FREE_BYTES = 1 << 30
 
@@ -165,4 +165,6 @@ def _is_content(unit: Unit, inode: int) -> bool:
 
 
 def _is_in(unit: Unit, folder: str) -> bool:
+    if isinstance(unit, Moved):
+        return unit.folder == folder
     return isinstance(unit, Names) and any(directory == folder for directory, _, _ in unit.changes)

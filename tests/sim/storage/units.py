@@ -122,4 +122,38 @@ class Names:
         return iter(())
 
 
-Unit = SectorWrite | BadSector | FileWrite | FileLength | Names
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A directory under another name, with all that is in it; atomic."""
+
+    source: str
+    target: str
+
+    def apply(self, state: State) -> None:
+        place = state.pop(("name", *_split(self.source)), None)
+        if place is None:
+            return  # it was never created
+        state[("name", *_split(self.target))] = place
+        inside = [
+            key
+            for key in state
+            if key[0] == "name" and (key[1] == self.source or key[1].startswith(f"{self.source}/"))
+        ]
+        for key in inside:
+            state[("name", self.target + key[1].removeprefix(self.source), key[2])] = state.pop(key)
+
+    def spoiled(self) -> Iterator[Unit]:
+        return iter(())
+
+    @property
+    def folder(self) -> str:
+        """The directory whose entry changes."""
+        return _split(self.source)[0]
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder or "/", name
+
+
+Unit = SectorWrite | BadSector | FileWrite | FileLength | Names | Moved
