@@ -12,16 +12,13 @@ from tidewaiter_core.clock import SystemClock, format_utc
 from tidewaiter_core.errors import TidewaiterError
 
 from tidewaiter_agent.cli_context import Context, Exit, add
-from tidewaiter_agent.cli_show import grant_text, prompt_text
+from tidewaiter_agent.cli_show import NO_WAY_BACK, grant_text, prompt_text
 
 if TYPE_CHECKING:
     from tidewaiter_agent.cli_context import Commands
 
 SCOPE = ["install", "activate"]
 IRREVERSIBLE = "irreversible"
-NO_WAY_BACK = (
-    "after this release the earlier one cannot come back, because it cannot read the data that this one makes"
-)
 
 
 def add_commands(commands: Commands) -> None:
@@ -118,7 +115,8 @@ def _must_be_reversible(context: Context, digest: str) -> None:
     except TidewaiterError:
         return  # the updater itself asks for those words before it does anything
     if release is not None and release["digest"] == digest and not release["reversible"]:
-        text = f"{release['product']} {release['version']}: {NO_WAY_BACK}; agree to that with --irreversible"
+        name = f"{release['product']} {release['version']}"
+        text = f"{name} cannot be undone: {NO_WAY_BACK}; agree to that with --irreversible"
         raise TidewaiterError(text, code="consent.irreversible")
 
 

@@ -20,7 +20,7 @@ from tidewaiter_core.varlink import VarlinkError
 from tidewaiter_agent import cli_medium
 from tidewaiter_agent.cli_context import Context, Exit, add
 from tidewaiter_agent.cli_follow import Follower, Goal
-from tidewaiter_agent.cli_show import listing_text, offer_text, question_text
+from tidewaiter_agent.cli_show import NO_WAY_BACK, listing_text, offer_text, question_text
 from tidewaiter_agent.errors import MediumError
 from tidewaiter_agent.update_rules import RESTING
 from tidewaiter_agent.updater_client import CHECK_TIMEOUT_S
@@ -53,6 +53,12 @@ def add_commands(below: Commands) -> None:
     install.add_argument("--activate", action="store_true", help="restart into it once the injector is idle")
     activate = add(below, "activate", _activate, "restart into the installed release", json_too=True)
     cancel = add(below, "cancel", _cancel, "end the update in hand; the running release stays")
+    for command in (install, activate):
+        command.add_argument(
+            "--irreversible",
+            action="store_true",
+            help="with --yes: agree also that the earlier release cannot come back",
+        )
     for command in (install, activate, cancel):
         command.add_argument("--yes", action="store_true", help="your consent; nothing is asked")
 
@@ -127,12 +133,12 @@ def _install(context: Context, arguments: argparse.Namespace) -> int:
         what = offer_text(release, chosen["target"], chosen["expected_fetch"])
     if not arguments.json:
         context.say(what)
-    refused = _agree(context, arguments, question_text(release, activate=arguments.activate))
+    refused = _agree_to(context, arguments, release, question_text(release, activate=arguments.activate))
     if refused is not None:
         return refused
     status = medium.install(
         release["digest"],
-        _consent(release["digest"], activate=arguments.activate, now=context.clock.now_utc()),
+        _consent(release, activate=arguments.activate, now=context.clock.now_utc()),
     )
     if status["paused"]:
         context.updater("Resume")  # it was paused because of the network, or by somebody before this person
@@ -176,10 +182,10 @@ def _activate(context: Context, arguments: argparse.Namespace) -> int:
     if status["phase"] not in STAGED or release is None:
         context.say(f"no release is installed and waits for its start (phase {status['phase']})")
         return Exit.REFUSED
-    refused = _agree(context, arguments, question_text(release, activate=True, installed=True))
+    refused = _agree_to(context, arguments, release, question_text(release, activate=True, installed=True))
     if refused is not None:
         return refused
-    consent = _consent(release["digest"], activate=True, now=context.clock.now_utc())
+    consent = _consent(release, activate=True, now=context.clock.now_utc())
     terms = {"digest": release["digest"], "scope": consent["scope"], "until": consent["expires_utc"]}
     context.updater("Consent", terms)
     return Follower(context, release, goal=Goal.RESTARTED, as_json=arguments.json).run()
@@ -202,6 +208,16 @@ def _cancel(context: Context, arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _agree_to(
+    context: Context, arguments: argparse.Namespace, release: Mapping[str, Any], question: str
+) -> int | None:
+    """As `_agree`. That there is no way back is in the question; where nothing is asked, it is agreed to by a word of its own."""
+    if arguments.yes and not release["reversible"] and not arguments.irreversible:
+        context.say(f"this cannot be undone: {NO_WAY_BACK}; give --irreversible too if that is agreed")
+        return Exit.USAGE
+    return _agree(context, arguments, question)
+
+
 def _agree(context: Context, arguments: argparse.Namespace, question: str) -> int | None:
     """None if the person agrees, else the exit code."""
     if arguments.yes:
@@ -219,11 +235,12 @@ def _agree(context: Context, arguments: argparse.Namespace, question: str) -> in
     return Exit.REFUSED
 
 
-def _consent(digest: str, *, activate: bool, now: datetime) -> dict[str, Any]:
+def _consent(release: Mapping[str, Any], *, activate: bool, now: datetime) -> dict[str, Any]:
     """The updater records it under the user who sends it, whatever `who` says."""
+    scope = ["install", "activate"] if activate else ["install"]
     return {
-        "digest": digest,
-        "scope": ["install", "activate"] if activate else ["install"],
+        "digest": release["digest"],
+        "scope": scope if release["reversible"] else [*scope, "irreversible"],
         "channel": "local",
         "who": "tidewaiter update",
         "given_utc": format_utc(now),

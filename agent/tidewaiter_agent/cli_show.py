@@ -19,6 +19,9 @@ def bar(done: int, total: int, *, width: int = BAR_CHARS) -> str:
     return f"[{'#' * filled}{'-' * (width - filled)}] {min(100, 100 * done // total):4d} %"
 
 
+NO_WAY_BACK = "the earlier release cannot read the data that this one makes, and does not start any more"
+
+
 def duration(seconds: int) -> str:
     """`0:07`, `2:03:04`."""
     minutes, second = divmod(max(0, seconds), 60)
@@ -65,8 +68,7 @@ def update_text(status: Mapping[str, Any]) -> str:
         )
         rows.append(("digest", release["digest"]))
         if not release["reversible"]:
-            text = "no: the earlier release cannot read the data that this one makes"
-            rows.append(("can be undone", text))
+            rows.append(("can be undone", f"no: {NO_WAY_BACK}"))
     if counts["total"] > 0:
         rows.append(
             (
@@ -124,28 +126,28 @@ def offer_text(release: Mapping[str, Any], target: str | None, fetch_bytes: int 
     """A release, with everything that a person needs to agree to it."""
     notes = release["notes"].get("en") or next(iter(release["notes"].values()), "")
     size = "" if fetch_bytes is None else f"at most {fetch_bytes / MIB:.1f} MiB are read"
-    return table(
-        [
-            ("release", f"{release['product']} {release['version']}  (sequence {release['sequence']})"),
-            ("digest", release["digest"]),
-            ("risk", release["risk"]),
-            ("notes", notes or "-"),
-            ("size", size or "already begun"),
-            ("goes to", f"slot {target or '?'}"),
-            ("consent", _CONSENT.get(release["consent"], release["consent"])),
-        ]
-    )
+    rows = [
+        ("release", f"{release['product']} {release['version']}  (sequence {release['sequence']})"),
+        ("digest", release["digest"]),
+        ("risk", release["risk"]),
+        ("notes", notes or "-"),
+        ("size", size or "already begun"),
+        ("goes to", f"slot {target or '?'}"),
+        ("consent", _CONSENT.get(release["consent"], release["consent"])),
+    ]
+    return table(rows if release["reversible"] else [*rows, ("can be undone", f"no: {NO_WAY_BACK}")])
 
 
 def question_text(release: Mapping[str, Any], *, activate: bool, installed: bool = False) -> str:
     """What a person agrees to, in one sentence."""
     name = escape(f"{release['product']} {release['version']}")
     restart = "restart the device into it as soon as the injector is idle"
+    warning = "" if release["reversible"] else f" It cannot be undone: {NO_WAY_BACK}."
     if installed:
-        return f"Start {name}: {restart}?"
+        return f"Start {name}: {restart}?{warning}"
     if activate:
-        return f"Install {name} and {restart}?"
-    return f"Install {name}? The running release keeps running until you start the new one."
+        return f"Install {name} and {restart}?{warning}"
+    return f"Install {name}? The running release keeps running until you start the new one.{warning}"
 
 
 def wait_text(last: Mapping[str, Any]) -> str:

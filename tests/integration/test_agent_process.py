@@ -263,6 +263,25 @@ def test_local_consent_goes_to_the_updater_under_the_persons_own_credentials(ben
         bench.world.wait_until(lambda: updater.phase == "TRANSFER")
 
 
+def test_a_release_that_cannot_be_undone_is_agreed_to_only_in_those_words(bench: Bench) -> None:
+    with UpdaterWorld(bench.device.updater_socket) as updater:
+        updater.releases[RELEASE].consent = "local"
+        updater.releases[RELEASE].reversible = False
+        (bench.device.run_dir / "updater-local.sock").symlink_to(bench.device.updater_socket)
+        bench.world.offer("7", RELEASE)
+        bench.device.started()
+        bench.device.until(lambda: bench.device.call("ListPrompts")["prompts"])
+        prompt = bench.device.call("ListPrompts")["prompts"][0]
+        for words in (("answer", prompt["id"], "yes"), ("grant", DIGEST)):
+            refused = bench.device.cli("consent", *words)
+            assert refused.returncode != 0
+            assert "cannot be undone" in refused.stderr + refused.stdout
+        assert updater.called("Consent") == []
+        done = bench.device.cli("consent", "answer", prompt["id"], "yes", "--irreversible")
+        assert done.returncode == 0, done.stderr
+        assert updater.called("Consent")[0]["scope"] == ["install", "activate", "irreversible"]
+
+
 def test_status_is_one_readable_screen_and_a_document(bench: Bench) -> None:
     with UpdaterWorld(bench.device.updater_socket) as updater:
         (bench.device.run_dir / "updater-local.sock").symlink_to(bench.device.updater_socket)

@@ -157,6 +157,27 @@ def test_without_a_person_and_without_yes_nothing_is_asked_and_nothing_changed(d
     assert (desk.asked, desk.updater.called("Install")) == ([], [])
 
 
+def test_a_release_that_cannot_be_undone_is_agreed_to_in_those_words(desk: Desk) -> None:
+    for offered in desk.updater.releases.values():
+        offered.reversible = False
+    assert desk.install("--yes") == Exit.USAGE
+    assert desk.updater.called("Install") == []
+    desk.answers = ["y"]
+    desk.later(desk.moves("STAGED"))
+    assert desk.install() == Exit.OK
+    assert "It cannot be undone: the earlier release cannot read the data" in desk.asked[0]
+    assert "can be undone" in desk.said
+    assert desk.updater.called("Install")[0]["consent"]["scope"] == ["install", "irreversible"]
+
+
+def test_without_a_question_the_words_are_a_flag(desk: Desk) -> None:
+    for offered in desk.updater.releases.values():
+        offered.reversible = False
+    desk.later(desk.moves("STAGED"))
+    assert desk.install("--yes", "--irreversible") == Exit.OK
+    assert desk.updater.called("Install")[0]["consent"]["scope"] == ["install", "irreversible"]
+
+
 def test_consent_is_for_installing_unless_the_restart_was_agreed_to(desk: Desk) -> None:
     desk.later(desk.moves("STAGED"))
     desk.install("--yes")
