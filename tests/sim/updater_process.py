@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tidewaiter_core.clock import format_utc
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.varlink import Client, NotReachable
 from tidewaiter_updater.model import BootEnv
@@ -40,6 +42,8 @@ class UpdaterProcess:
     """None: the simulated one."""
     identities: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     """Version and sequence that the identity file inside an image says."""
+    data_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By version, what an image says of its data; the root program runs at each boot if there is any."""
     python: str = sys.executable
     """What the daemon and its units run with."""
     person_python: str = sys.executable
@@ -63,6 +67,10 @@ class UpdaterProcess:
         text = text.replace("[updater]\n", f"[updater]\n{lines}")
         text = text.replace('product = "injector"', f'product = "{self.repository.product}"')
         text = text.replace('hw = "inj-a1"', f'hw = "{self.repository.hw}"')
+        if self.data_of:
+            text += f'[data]\nsets_dir = "{self.sets}"\nprograms_dir = "{self.home}/migrate.d"\n'
+            for folder in ("data", "migrate.d", "run/settle"):
+                (self.home / folder).mkdir(parents=True)
         # A file of its own: a HalProcess in the same home writes its configuration again.
         self.config.write_text(text)
         (self.home / "run/reboot").mkdir(parents=True)
@@ -102,9 +110,57 @@ class UpdaterProcess:
             "built_utc": "2026-01-01T00:00:00Z",
             "hw": [self.repository.hw],
         }
+        if version in self.data_of:
+            identity["data"] = dict(self.data_of[version])
         (self.home / "image.json").write_text(json.dumps(identity))
         (self.home / "cmdline").write_text(f"ro tidewaiter.slot={booted}\n")
+        if self.data_of:
+            self.migrate("boot")  # how it went is the health check's question
         self.start()
+
+    @property
+    def sets(self) -> Path:
+        return self.home / "data/sets"
+
+    def data(self, schema: int) -> Path:
+        """What the product of that schema sees."""
+        return self.sets / str(schema) / "data"
+
+    def migration(self, name: str, text: str) -> None:
+        """A migration program of the images."""
+        path = self.home / "migrate.d" / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def migrate(self, action: str) -> subprocess.CompletedProcess[str]:
+        """The root one-shot."""
+        command = [*self.command("tidewaiter_updater.migrate_main"), action]
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=90)
+
+    def settle(self) -> bool:
+        """What the path unit does when the updater raised its flag; False when it did not."""
+        asked = (self.home / "run/settle/now").exists()
+        if asked:
+            done = self.migrate("settle")
+            assert done.returncode == 0, done.stderr
+        return asked
+
+    def unit(self, name: str) -> subprocess.CompletedProcess[str]:
+        """tidewaiter-health or tidewaiter-commit."""
+        code = f"import sys; from tidewaiter_updater.units import {name}_main; sys.exit({name}_main())"
+        python, _, _, *options = self.command()
+        return subprocess.run(
+            [python, "-c", code, *options],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+
+    def consent(self, digest: str, *scope: str) -> None:
+        """A person at the device."""
+        until = format_utc(datetime.now(UTC) + timedelta(hours=1))
+        self.call("Consent", local=True, digest=digest, scope=list(scope), until=until)
 
     def slot(self, slot: SlotName) -> Path:
         return self.home / f"slot-{slot.lower()}"

@@ -10,7 +10,7 @@ Invariants:
 2. The set of a slot that may boot is never removed, and one that was replaced is kept for at least 30 days.
 3. The live set is never renamed, changed or removed; a step works on a copy.
 
-Source: update-engine.md section 12, docs/adr/0010-data-sets.md.
+Source: update-engine.md section 12, docs/adr/0012-data-sets.md.
 """
 
 from __future__ import annotations
