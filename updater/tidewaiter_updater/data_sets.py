@@ -22,7 +22,7 @@ from tidewaiter_core.payload.policy import Data
 from tidewaiter_core.settings import Settings
 
 from tidewaiter_updater.boot import BootControl, SlotMismatchError
-from tidewaiter_updater.dataset import Action, Arming, Role, expendable, is_settled, plan, role_of
+from tidewaiter_updater.dataset import Action, Arming, Present, Role, expendable, is_settled, plan, role_of
 from tidewaiter_updater.model import BootEnv, DataState, DataStatus, RunningRelease
 from tidewaiter_updater.ports import DataSets, NoDataSets
 from tidewaiter_updater.set_store import SetReader
@@ -111,7 +111,12 @@ class DeviceDataSets:
 
     def status(self) -> DataStatus:
         role, env = self._where()
-        step = plan(self._reader.present(), self._data, role=role, arming=Arming.of(env))
+        try:
+            present = self._reader.present()
+        except OSError as err:
+            detail = f"{self._reader.folder}: cannot be read ({err.strerror or err})"
+            return DataStatus(state=DataState.FAILED, code="data.io", detail=detail)
+        step = plan(present, self._data, role=role, arming=Arming.of(env))
         if step.action is Action.USE:
             return DataStatus(state=DataState.READY, detail=f"set {step.schema} is complete")
         progress = self._progress()
@@ -125,7 +130,7 @@ class DeviceDataSets:
         return DataStatus(state=DataState.WORKING, detail=f"set {step.schema} is being made: {what}")
 
     def is_settled(self) -> bool:
-        return is_settled(self._reader.present(), self._data)
+        return is_settled(self._present(), self._data)
 
     def upkeep(self) -> None:
         now_s = self._clock.boottime_s()
@@ -137,9 +142,12 @@ class DeviceDataSets:
         if release.writes == self._data.writes:
             return None
         # Not measured yet: the root program judges again before it copies.
-        copy_bytes = self._reader.measured_bytes(self._reader.present().live) or 0
+        copy_bytes = self._reader.measured_bytes(self._present().live) or 0
         needed = copy_bytes + self._reserve_bytes()
-        free = self._reader.disk.free_bytes(self._reader.folder)
+        try:
+            free = self._reader.disk.free_bytes(self._reader.folder)
+        except OSError as err:
+            return f"the data step cannot be prepared: {self._reader.folder}: {err.strerror or err}"
         if free >= needed:
             return None
         return f"the data step from schema {self._data.writes} to {release.writes} needs {needed} free bytes, {free} are free"
@@ -148,10 +156,18 @@ class DeviceDataSets:
         role, env = self._where()
         if role is not Role.COMMITTED:
             return False
-        present, now = self._reader.present(), self._clock.now_utc()
+        present, now = self._present(), self._clock.now_utc()
         over = expendable(present, self._data, env, role=role, now=now, keep=self._keep)
         is_measured = self._reader.measured_bytes(present.live) is not None
         return not is_settled(present, self._data) or not is_measured or bool(over)
+
+    def _present(self) -> Present:
+        """What is there; nothing, when it cannot be read: then nothing is settled, nothing is armed, and the trial says why."""
+        try:
+            return self._reader.present()
+        except OSError as err:
+            logger.warning("%s: cannot be read: %s", self._reader.folder, err.strerror or err)
+            return Present()
 
     def _where(self) -> tuple[Role, BootEnv | None]:
         env = self._boot.read()

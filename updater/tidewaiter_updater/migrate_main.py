@@ -23,7 +23,7 @@ from typing import Final
 
 from tidewaiter_core import config, log
 from tidewaiter_core.clock import Clock, Deadline, SystemClock, boot_id, parse_utc
-from tidewaiter_core.durable import InstanceLock
+from tidewaiter_core.durable import InstanceLock, make_directory
 from tidewaiter_core.errors import ConfigError, SecondInstanceError, StateError
 from tidewaiter_core.settings import Settings
 
@@ -107,7 +107,7 @@ def _act(settings: Settings, identity: RunningRelease, action: str, report: Repo
 
     sets_dir = settings.data.sets_dir
     if not sets_dir.is_dir():
-        sets_dir.mkdir(mode=0o755)
+        make_directory(sets_dir)
         sets_dir.chmod(0o755)
     migration = Migration(
         SetStore(sets_dir, trees=SystemTrees()),
