@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tidewaiter_core.errors import ConfigError, StateWriteError
+from tidewaiter_core.payload.policy import Data
 from tidewaiter_updater.image_identity import read_identity, read_serial
 from tidewaiter_updater.reboot import RebootFlag
 
@@ -51,6 +52,27 @@ def test_an_identity_that_says_nothing_certain_stops_the_start(
 ) -> None:
     with pytest.raises(ConfigError, match=r"image\.json"):
         read_identity(image(tmp_path, **changes))
+
+
+DATA = {"writes": 2, "reads_min": 1, "reads_max": 2, "reversible": False}
+
+
+def test_an_image_may_say_what_its_data_are(tmp_path: Path) -> None:
+    assert read_identity(image(tmp_path)).data is None
+    assert read_identity(image(tmp_path, data=DATA)).data == Data(
+        writes=2, reads_min=1, reads_max=2, reversible=False
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, [], {}, {"writes": 3}, {"writes": 0}, {"reads_max": 65536}, {"reversible": 0}, {"writes": "2"}],
+    ids=str,
+)
+def test_data_that_cannot_be_understood_stop_the_start(tmp_path: Path, wrong: Any) -> None:
+    data = DATA | wrong if wrong else wrong
+    with pytest.raises(ConfigError, match=r"image\.json"):
+        read_identity(image(tmp_path, data=data))
 
 
 def test_a_missing_identity_is_named(tmp_path: Path) -> None:
