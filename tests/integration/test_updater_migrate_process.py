@@ -78,6 +78,23 @@ def test_a_trial_gets_its_data_and_a_clean_environment(device: MigrateDevice) ->
     assert (device.sets / "2/COMPLETE").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_boot_environment_that_is_not_there_is_named(device: MigrateDevice) -> None:
+    device.try_second()
+    (device.home / "env").unlink()
+    assert device.run().returncode == 78
+    assert (device.progress().state, device.progress().code) == (DataState.FAILED, "boot.env-layout")
+    assert device.names() == {"1"}
+
+
+def test_a_boot_environment_without_a_valid_copy_makes_no_set(device: MigrateDevice) -> None:
+    device.program("1-2-x", "true")
+    device.try_second()
+    (device.home / "env").write_bytes(bytes((device.home / "env").stat().st_size))
+    assert device.run().returncode == 1
+    assert device.progress().code == "data.missing"
+    assert device.names() == {"1"}
+
+
 def test_an_image_without_data_has_nothing_to_do(device: MigrateDevice) -> None:
     text = (device.home / "image.json").read_text()
     (device.home / "image.json").write_text(text.replace('"data"', '"other"'))

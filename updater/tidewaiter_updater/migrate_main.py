@@ -88,6 +88,9 @@ def run(settings: Settings, identity: RunningRelease, action: str) -> int:
             logger.error("%s: %s", err.code, err)  # noqa: TRY400 - the message says all
             report.failed(err.code, str(err))
             return EXIT_FAILED
+        except BootEnvError as err:
+            report.failed(err.code, str(err))
+            raise
         except Exception as err:
             report.failed("data.defect", f"tidewaiter-migrate died: {type(err).__name__}: {err}")
             raise
