@@ -127,7 +127,9 @@ def keep_new(target: Target, out: Path) -> int:
         shutil.copy(path, merged / path.name)
     before = {path.name for path in merged.iterdir()}
     command = [sys.executable, "-m", "tests.fuzz.worker", target.name, "-merge=1", str(merged)]
-    subprocess.run([*command, str(out / "corpus" / target.name)], capture_output=True, timeout=_GRACE_S * 5)
+    subprocess.run(
+        [*command, str(out / "corpus" / target.name)], capture_output=True, timeout=_GRACE_S, check=True
+    )
     fresh = [path for path in merged.iterdir() if path.name not in before]
     small = [path.read_bytes() for path in fresh if path.stat().st_size <= KEPT_BYTES]
     for data in small:

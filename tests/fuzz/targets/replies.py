@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import shutil
 import socket
 import tempfile
 import threading
@@ -27,7 +29,9 @@ class _Liar:
     """A relay that answers every call with the bytes it was given, and hangs up."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="tw-fuzz-relay-")) / "relay.sock"
+        folder = Path(tempfile.mkdtemp(prefix="tw-fuzz-relay-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        self.path = folder / "relay.sock"
         self.answer = b""
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.path))

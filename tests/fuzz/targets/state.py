@@ -5,6 +5,7 @@ Through the real files: damaged documents are moved aside or count as absent (in
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import tempfile
@@ -40,7 +41,9 @@ _DISK = _Hasty()
 
 @cache
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="tw-fuzz-state-"))
+    folder = Path(tempfile.mkdtemp(prefix="tw-fuzz-state-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _fresh(name: str) -> Path:
