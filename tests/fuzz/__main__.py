@@ -1,6 +1,6 @@
 """`make fuzz`: attack every parser that meets outside bytes for some seconds each; out/fuzz/report.json.
 
-    python -m tests.fuzz [--target NAME ...] [--seconds N] [--keep]
+    python -m tests.fuzz [--target NAME ...] [--seconds N] [--seed N] [--keep]
 
 Each target runs in a process of its own, two at a time. A finding ends its target; the input is in out/fuzz/findings, with the
 traceback in the log beside it. `--keep` adds inputs that reached new code to the kept corpora (tests/fuzz/corpus).
@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--target", action="append", choices=sorted(TARGETS), help="only this one; may be repeated"
     )
     parser.add_argument("--seconds", type=int, default=60, help="per target (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the mutations; 0 is another one each time (default: 0)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/fuzz"))
     parser.add_argument(
         "--keep", action="store_true", help="add inputs that reached new code to tests/fuzz/corpus"
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(chosen)} targets, {options.seconds} s each, {AT_A_TIME} at a time", flush=True)
 
     def attacked(target: Target) -> Attack:
-        result = attack(target, seconds=options.seconds, out=options.out)
+        result = attack(target, seconds=options.seconds, seed=options.seed, out=options.out)
         state = result.finding or "nothing found"
         print(f"{target.name:14} {result.runs:>9} runs  {result.covered:>5} edges  {state}", flush=True)
         return result
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(result.finding for result in results))
 
 
-def attack(target: Target, *, seconds: int, out: Path) -> Attack:
+def attack(target: Target, *, seconds: int, seed: int, out: Path) -> Attack:
     """Run libFuzzer over one target."""
     corpus, findings, log = (
         out / "corpus" / target.name,
@@ -97,6 +100,7 @@ def attack(target: Target, *, seconds: int, out: Path) -> Attack:
     command += [str(known)] if known.is_dir() else []
     command += [
         f"-max_total_time={seconds}",
+        f"-seed={seed}",
         f"-artifact_prefix={findings}/",
         "-rss_limit_mb=1024",
         "-timeout=20",

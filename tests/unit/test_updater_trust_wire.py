@@ -61,6 +61,7 @@ def test_a_reply_cut_anywhere_is_none() -> None:
         {"versions": {}},
         {"versions": []},
         {"proven_utc": "soon"},
+        {"proven_utc": "2026-01-01T00:00:00.0001Z"},
         {"versions": {"root": {"version": True, "keys": "c" * 64}}},
         {"versions": {f"r{n}": {"version": 1, "keys": "c" * 64} for n in range(41)}},
         {"ok": False, "code": "os.system", "message": "", "retryable": True},

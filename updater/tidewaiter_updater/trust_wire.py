@@ -185,12 +185,15 @@ def decode_reply(data: bytes) -> Verified | Fault:
     versions = versions_from_json(top.get("versions"))
     if not {"root", "timestamp", "snapshot", "targets"} <= versions.keys():
         raise ValueError("reply: versions of the top-level roles are missing")
-    proven = as_text(top, "proven_utc")
+    spelled = as_text(top, "proven_utc")
+    proven = parse_utc(spelled) if spelled else None
+    if proven is not None and format_utc(proven) != spelled:
+        raise ValueError(f"reply: {spelled!r} is a moment that no child writes so")
     return Verified(
         document=document,
         listing=_listing(top.get("listing")),
         versions=versions,
-        proven_utc=parse_utc(proven) if proven else None,
+        proven_utc=proven,
     )
 
 
