@@ -29,8 +29,8 @@ check: $(READY) ## format, lint, types, layers, README against the programs, the
 	@$(BIN)/python -m tools.readme_check
 	@$(MAKE) --no-print-directory test
 
-bench: $(READY) ## speed and memory, ratios measured side by side: out/bench/*.json
-	@$(BIN)/python -m tests.bench
+bench: $(READY) ## speed, memory and bytes beside dd, rauc, swupdate and others: out/bench/report.html (ARGS=--quick)
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 faults: $(READY) ## cut the power at every storage operation of an update: out/faults/crash-explorer.json
 	@$(BIN)/python -m tests.faults.crash_explorer $(ARGS)

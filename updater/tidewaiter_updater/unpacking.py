@@ -48,6 +48,8 @@ class Unpacker:
         self._batch_chunks = max(1, BATCH_BYTES // chunk_bytes)
         self._pool = ThreadPoolExecutor(THREADS, "slot-unpack")
         self._ahead: deque[_Batch] = deque()
+        self._contents: deque[bytes | memoryview | None] = deque()
+        """What is left of the first batch."""
         self._span: Span | None = None
         self._span_data = bytearray()
         self._begun = 0
@@ -59,17 +61,19 @@ class Unpacker:
             SourceError: The span could not be fetched.
             PayloadError: A unit decodes to another chunk, or to none.
         """
-        self._refill()
+        if not self._contents:
+            self._refill(is_needed=True)
+            self._contents = self._ahead[0].contents.result()
         batch = self._ahead[0]
-        contents = batch.contents.result()
         expected = batch.chunks.popleft()
         if expected != chunk:
             raise RuntimeError(f"chunk {chunk} was asked for where the plan has {expected}")
-        content = contents.popleft()
+        content = self._contents.popleft()
         if not batch.chunks:
             self._ahead.popleft()
             if batch.ends_span:
                 self._fetcher.release()
+            self._refill(is_needed=False)
         return content
 
     def close(self) -> None:
@@ -84,11 +88,15 @@ class Unpacker:
     ) -> None:
         self.close()
 
-    def _refill(self) -> None:
-        """Start whatever there is room for; wait for the source only if there is nothing else to do."""
+    def _refill(self, *, is_needed: bool) -> None:
+        """Start whatever there is room for; wait for the source only if a chunk is needed and nothing is begun."""
         while len(self._ahead) < BATCHES_AHEAD:
             if self._span is None:
-                arrived = self._fetcher.arrived() if self._ahead else self._fetcher.next(self._wait)
+                arrived = (
+                    self._fetcher.next(self._wait)
+                    if is_needed and not self._ahead
+                    else self._fetcher.arrived()
+                )
                 if arrived is None:
                     return
                 self._span, self._span_data = arrived
