@@ -31,7 +31,8 @@ QUICK_MIB: Final = 256
 DOCS: Final = Path("docs/benchmarks.md")
 
 _EXPECTED_S: Final = {
-    "install-disk": 130,
+    "install-disk": 110,
+    "install-slow-disk": 140,
     "install-memory": 180,
     "read-back": 40,
     "resume": 60,
@@ -102,6 +103,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 def _benchmarks(setting: Setting, *, is_quick: bool) -> dict[str, Callable[[], Result]]:
     return {
         "install-disk": lambda: speed.install_on_disk(setting),
+        "install-slow-disk": lambda: speed.install_on_slow_disk(setting),
         "install-memory": lambda: speed.install_in_memory(setting),
         "read-back": lambda: speed.read_back(setting),
         "resume": lambda: resume.resume(setting),

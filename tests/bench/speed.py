@@ -19,11 +19,15 @@ from tests.bench.image import BenchImage
 from tests.bench.peers import Peer
 from tests.bench.result import RSS_BUDGET_BYTES, Budget, Result, spread
 from tests.bench.run import act
-from tests.bench.storage import Slot, disk_slot, is_root, memory_slot
+from tests.bench.storage import Slot, disk_slot, is_root, memory_slot, slow_disk_slot
 
 OURS: Final = "tidewaiter"
 SLOW_DISK_MB_PER_S: Final = 300
 """Up to this speed of dd the disk is the limit, and the bound against dd binds."""
+RAW_COPY: Final = (
+    "rauc copies uncompressed bytes and hashes nothing, which no installer that verifies can meet where only the processor "
+    "counts (decision 0030)"
+)
 Say = Callable[[str], None]
 
 
@@ -41,20 +45,35 @@ def install_on_disk(setting: Setting) -> Result:
     """Against dd with fsync, and against rauc."""
     result = Result(name="install-disk", title="Full install from a pack onto a disk-backed slot")
     with disk_slot(setting.work, setting.image.size_bytes) as slot:
-        rivals = [peers.dd_write(setting.image.image, slot), *_rauc(setting, slot, result)]
-        _compete(setting, slot, "install", rivals, result)
-        dd_mb_per_s = result.bars["dd"]
-        fast = (
+        _on_disk(setting, slot, result)
+    return result
+
+
+def install_on_slow_disk(setting: Setting) -> Result:
+    """The same on a disk as slow as those of devices, so that the bounds bind whatever this machine has."""
+    result = Result(name="install-slow-disk", title="Full install from a pack onto a slot as slow as an eMMC")
+    if not is_root():
+        result.skipped.append("everything: needs root for a loop device")
+        return result
+    try:
+        with slow_disk_slot(setting.work, setting.image.size_bytes) as slot:
+            _on_disk(setting, slot, result)
+    except OSError as err:
+        result.skipped.append(f"everything: {err}")
+    return result
+
+
+def _on_disk(setting: Setting, slot: Slot, result: Result) -> None:
+    rivals = [peers.dd_write(setting.image.image, slot), *_rauc(setting, slot, result)]
+    _compete(setting, slot, "install", rivals, result)
+    dd_mb_per_s = result.bars["dd"]
+    reason = ""
+    if dd_mb_per_s >= SLOW_DISK_MB_PER_S:
+        reason = (
             f"dd writes {dd_mb_per_s:.0f} MB/s here, the bound is for disks below {SLOW_DISK_MB_PER_S} MB/s"
         )
-        result.budgets.append(
-            Budget(
-                what="speed of the install, of dd with fsync", value=result.medians["speed_to_dd"]["median"],
-                bound=0.9, is_minimum=True, not_binding=fast if dd_mb_per_s >= SLOW_DISK_MB_PER_S else "",
-            )
-        )  # fmt: skip
-        _against(result, "rauc write-slot")
-    return result
+    _bound(result, "dd", 0.9, not_binding=reason)
+    _bound(result, "rauc write-slot", 1.0, not_binding=reason)
 
 
 def install_in_memory(setting: Setting) -> Result:
@@ -73,8 +92,8 @@ def install_in_memory(setting: Setting) -> Result:
             else:
                 rivals.append(peers.swupdate(setting.image.compressed(), slot, setting.work / "swupdate"))
             _compete(setting, slot, "install", rivals, result)
-            _against(result, "swupdate")
-            _against(result, "rauc write-slot")
+            _bound(result, "swupdate", 1.0)
+            _bound(result, "rauc write-slot", 1.0, not_binding=RAW_COPY)
     except OSError as err:
         result.skipped.append(f"everything: {err}")
     return result
@@ -86,12 +105,7 @@ def read_back(setting: Setting) -> Result:
     with disk_slot(setting.work, setting.image.size_bytes) as slot:
         act(peers.dd_write(setting.image.image, slot).command)
         _compete(setting, slot, "read-back", [peers.dd_read(slot)], result)
-        result.budgets.append(
-            Budget(
-                what="speed of read-back, of dd iflag=direct", value=result.medians["speed_to_dd"]["median"],
-                bound=0.9, is_minimum=True,
-            )
-        )  # fmt: skip
+        _bound(result, "dd", 0.9)
     return result
 
 
@@ -105,13 +119,14 @@ def _rauc(setting: Setting, slot: Slot, result: Result) -> list[Peer]:
     return []
 
 
-def _against(result: Result, peer: str) -> None:
-    """Not slower than an installer, both as whole processes."""
+def _bound(result: Result, peer: str, bound: float, *, not_binding: str = "") -> None:
+    """Hold the speed against a peer's to a bound, if the peer was there."""
+    what = "read-back" if result.name == "read-back" else "the install"
     if f"speed_to_{peer}" in result.medians:
         result.budgets.append(
             Budget(
-                what=f"speed of the install, of {peer}", value=result.medians[f"speed_to_{peer}"]["median"],
-                bound=1.0, is_minimum=True,
+                what=f"speed of {what}, of {peer}", value=result.medians[f"speed_to_{peer}"]["median"],
+                bound=bound, is_minimum=True, not_binding=not_binding,
             )
         )  # fmt: skip
 
@@ -155,14 +170,13 @@ def _conclude(
     result: Result, rivals: Sequence[Peer], ours: Sequence[dict[str, Any]], slot: Slot, setting: Setting
 ) -> None:
     size = slot.size_bytes
-    # dd is measured against the engine (from its plan to the return of the last sync), installers against the whole process:
-    # both load programs and read what is signed.
+    # Ours counts from the plan to the return of the last sync (update-engine.md 17.3): on a device the service runs already.
+    # The peers are whole processes; what starting an interpreter adds to ours is the bar "whole process".
     result.bars[OURS] = _mb_per_s(size, [one["seconds"] for one in ours])
     for peer in rivals:
         theirs = [pair[peer.name]["wall_seconds"] for pair in result.pairs]
-        key = "seconds" if peer.name == "dd" else "wall_seconds"
         result.medians[f"speed_to_{peer.name}"] = spread(
-            [their / pair[OURS][key] for their, pair in zip(theirs, result.pairs, strict=True)]
+            [their / pair[OURS]["seconds"] for their, pair in zip(theirs, result.pairs, strict=True)]
         )
         result.medians[f"processor_seconds_of_{peer.name}"] = spread(
             [pair[peer.name]["processor_seconds"] for pair in result.pairs]

@@ -16,6 +16,9 @@ from typing import Final
 from tests.sim.image import tool
 
 MEMORY: Final = Path("/dev/shm")
+SLOW_BYTES_PER_S: Final = 150_000_000
+"""What a good eMMC writes."""
+_LIMIT: Final = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 _PIECE_BYTES: Final = 4 << 20
 
 
@@ -27,12 +30,17 @@ class Slot:
     size_bytes: int
     what: str
     """For people: loop device over a file on the disk, and so on."""
+    soils: bool = True
+    """False: allocating is nothing beside writing, and filling it would take longest."""
 
     def soil(self) -> None:
         """Fill it with other bytes, all on storage: every run finds the same slot, whoever was there before.
 
         Without it a run that punched holes (zeros by BLKZEROOUT) would make the next one allocate.
         """
+        if not self.soils:
+            os.sync()
+            return
         buffer = mmap.mmap(-1, _PIECE_BYTES)
         buffer[:] = os.urandom(4096) * (_PIECE_BYTES // 4096)
         fd = os.open(self.path, os.O_WRONLY | (os.O_DIRECT if self.path.is_block_device() else 0))
@@ -62,6 +70,27 @@ def disk_slot(folder: Path, size_bytes: int) -> Iterator[Slot]:
         with _looped(file, direct=True) as device:
             what = "a loop device with direct I/O over a file on the disk"
             yield Slot(path=device, size_bytes=size_bytes, what=what)
+
+
+@contextlib.contextmanager
+def slow_disk_slot(folder: Path, size_bytes: int) -> Iterator[Slot]:
+    """A slot on the disk that takes no more bytes a second than an eMMC: the kernel's limit on this loop device alone.
+
+    Raises:
+        OSError: The kernel cannot limit it here (control group blkio, version 1).
+    """
+    if not _LIMIT.is_file():
+        raise OSError(f"{_LIMIT}: not there; the kernel cannot make a disk slower here")
+    with disk_slot(folder, size_bytes) as slot:
+        status = slot.path.stat()
+        device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        slot.soil()
+        try:
+            _LIMIT.write_text(f"{device} {SLOW_BYTES_PER_S}")
+            what = f"{slot.what}, limited to {SLOW_BYTES_PER_S / 1e6:.0f} MB/s of writing"
+            yield Slot(path=slot.path, size_bytes=size_bytes, what=what, soils=False)
+        finally:
+            _LIMIT.write_text(f"{device} 0")
 
 
 @contextlib.contextmanager

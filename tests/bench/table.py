@@ -10,14 +10,17 @@ from typing import Any, Final
 from tests.bench.result import Budget, Result, Verdict
 
 _ORDER: Final = (
-    "install-disk", "install-memory", "read-back", "resume", "memory", "patch-speed", "patch-bytes"
+    "install-disk", "install-slow-disk", "install-memory", "read-back", "resume", "memory", "patch-speed", "patch-bytes"
 )  # fmt: skip
-_DOCS_HEAD: Final = """# Benchmarks
-
-Made by `make bench` (`python -m tests.bench --docs`) from out/bench/*.json: do not edit. Each comparison runs its competitors in
-alternation on the same slot and takes ratios within a round, because the machine's speed drifts; `x` is the median of the
-rounds' ratios. Bounds are those of the update engine's design; "not binding" says why one does not apply to this machine.
-Absolute speeds belong to this machine.
+_DOCS_TITLE: Final = "# Benchmarks\n\n"
+_DOCS_START: Final = (
+    "<!-- Made by `make bench ARGS=--docs` from out/bench/*.json, down to the end mark: do not edit. -->\n"
+)
+_DOCS_END: Final = "<!-- End of what is made. -->\n"
+_DOCS_HEAD: Final = """
+Each comparison runs its competitors in alternation on the same slot and takes ratios within a round, because the machine's speed
+drifts; `x` is the median of the rounds' ratios. Bounds are those of the update engine's design; "not binding" says why one does
+not apply to this machine. Absolute speeds belong to this machine.
 
 """
 
@@ -46,8 +49,14 @@ def shares_text(shares: dict[str, float]) -> str:
 
 
 def write_docs(target: Path, folder: Path) -> None:
-    """Make the page anew from all results in `folder`, also those of earlier runs."""
-    target.write_text(_DOCS_HEAD + "\n".join(_lines(folder)).rstrip() + "\n")
+    """Make the figures of the page anew from all results in `folder`, also those of earlier runs; what people wrote stays."""
+    text = target.read_text() if target.is_file() else ""
+    before, start, rest = text.partition(_DOCS_START)
+    _, end, after = rest.partition(_DOCS_END)
+    if not (start and end):
+        before, after = _DOCS_TITLE, ""
+    made = _DOCS_HEAD + "\n".join(_lines(folder)).rstrip() + "\n\n"
+    target.write_text(before + _DOCS_START + made + _DOCS_END + after)
 
 
 def _lines(folder: Path) -> Iterator[str]:

@@ -76,6 +76,17 @@ def test_the_documentation_is_made_from_the_files_alone(tmp_path: Path) -> None:
         assert expected in text
 
 
+def test_what_people_wrote_below_the_figures_stays(tmp_path: Path) -> None:
+    page_file = tmp_path / "benchmarks.md"
+    write_docs(page_file, tmp_path)
+    page_file.write_text(page_file.read_text() + "\n## About these figures\n")
+    a_result().write(tmp_path)
+    write_docs(page_file, tmp_path)
+    text = page_file.read_text()
+    assert text.startswith("# Benchmarks\n") and text.endswith("\n## About these figures\n")
+    assert "Install & <write>" in text
+
+
 def test_the_page_escapes_and_loads_nothing(tmp_path: Path) -> None:
     text = page([a_result()], MACHINE)
     assert "Install &amp; &lt;write&gt;" in text and "&lt;toy&gt;" in text

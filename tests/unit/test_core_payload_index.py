@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -253,7 +252,7 @@ def test_an_unknown_method_or_a_reserved_byte_is_refused(offset: int, byte: int)
 
 
 def test_units_that_leave_a_gap_in_the_pack_are_refused() -> None:
-    units = [*UNITS[:4], replace(UNITS[4], offset=85), replace(UNITS[5], offset=117)]
+    units = [*UNITS[:4], UNITS[4]._replace(offset=85), UNITS[5]._replace(offset=117)]
     with pytest.raises(PayloadMapError, match="chunk 4"):
         rerooted(units, pack_bytes=133).verify_tables()
 

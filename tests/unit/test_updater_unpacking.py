@@ -12,7 +12,7 @@ from tidewaiter_updater.pack_units import PackUnits
 from tidewaiter_updater.plan import TransferPlan
 from tidewaiter_updater.stage import Control, Work
 from tidewaiter_updater.supply import Meter
-from tidewaiter_updater.unpacking import Unpacker
+from tidewaiter_updater.unpacking import BATCH_BYTES, Unpacker
 
 from tests.sim.packs import CHUNK_BYTES, MemorySource, Packed, packed, random_image
 
@@ -46,9 +46,22 @@ def bench(new: Packed) -> Iterator[Bench]:
     bench.close()
 
 
+def taken(bench: Bench) -> list[bytes | memoryview | None]:
+    """Every chunk, None for one with wrong bytes."""
+    found: list[bytes | memoryview | None] = []
+    while len(found) < CHUNKS:
+        found += bench.unpacker.next(len(found)) or [None]
+    return found
+
+
 def test_chunks_come_in_the_order_of_the_plan_and_are_the_image(new: Packed, bench: Bench) -> None:
-    content = b"".join(bytes(bench.unpacker.next(chunk) or b"") for chunk in range(CHUNKS))
-    assert content == new.image
+    assert b"".join(content for content in taken(bench) if content is not None) == new.image
+
+
+def test_chunks_come_in_runs_up_to_the_end_of_a_batch_and_chunk_0_alone(bench: Bench) -> None:
+    first, second = bench.unpacker.next(0), bench.unpacker.next(1)
+    assert first is not None and second is not None
+    assert (len(first), len(second)) == (1, BATCH_BYTES // CHUNK_BYTES - 1)
 
 
 def test_a_unit_with_other_bytes_is_nothing_and_its_neighbors_are_right(new: Packed) -> None:
@@ -57,7 +70,7 @@ def test_a_unit_with_other_bytes_is_nothing_and_its_neighbors_are_right(new: Pac
     wrong[new.index.unit(17).offset] ^= 1
     source.targets[new.pack_target] = bytes(wrong)
     bench = Bench(new, source)
-    found = [bench.unpacker.next(chunk) for chunk in range(CHUNKS)]
+    found = taken(bench)
     bench.close()
     assert [chunk for chunk, content in enumerate(found) if content is None] == [17]
 
@@ -76,9 +89,8 @@ def test_a_source_that_fails_is_an_error_once_what_came_before_it_is_used(new: P
     bench = Bench(new, source)
     used = 0
     with pytest.raises(SourceError):
-        for chunk in range(CHUNKS):
-            bench.unpacker.next(chunk)
-            used += 1
+        while used < CHUNKS:
+            used += len(bench.unpacker.next(used) or ())
     bench.close()
     assert CHUNKS // 4 < used < CHUNKS
 

@@ -7,7 +7,7 @@ out. A copy that is not what a record promised costs a fetch, counted and within
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from tidewaiter_core.payload.index import IndexReader
 from tidewaiter_core.payload.release import SlotComponent
@@ -90,13 +90,14 @@ class ChunkSupply:
     def obtain(self, chunk: int, sink: Sink) -> Supplied:
         origin = self._planned.origin(chunk)
         data: bytes | memoryview | None = None
+        following: Sequence[bytes | memoryview] = ()
         if origin is Origin.COPY:
             data = self._copied(chunk) or self._moved(chunk) or self._repeated(chunk, sink)
             if data is None:
                 origin, data = Origin.PACK, self._unplanned(chunk)
         elif origin is Origin.PACK:
-            data = self._from_span(chunk)
-        return Supplied(origin, data)
+            data, following = self._from_span(chunk)
+        return Supplied(origin, data, following)
 
     def chunk0(self) -> bytes:
         data = self._store.chunk0(self._root, self._index.chunk_hash(0))
@@ -147,12 +148,12 @@ class ChunkSupply:
             self._settled_before = chunk
         return self._reader.read_right(self._device, earlier, chunk)
 
-    def _from_span(self, chunk: int) -> bytes | memoryview:
-        """A chunk out of the spans that arrive in plan order."""
+    def _from_span(self, chunk: int) -> tuple[bytes | memoryview, Sequence[bytes | memoryview]]:
+        """A chunk out of the spans that arrive in plan order, and those that came with it."""
         if self._unpacker is None:
             raise RuntimeError("a chunk was asked for while nothing is fetched")
-        data = self._unpacker.next(chunk)
-        if data is None:
-            data = self._units.decoded(chunk, self._units.fetched_alone(chunk))
+        contents = self._unpacker.next(chunk)
+        if contents is None:
+            contents = [self._units.decoded(chunk, self._units.fetched_alone(chunk))]
         self.meter.check(self.what)
-        return data
+        return contents[0], contents[1:]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Iterable
 
 from tidewaiter_core.payload.errors import PayloadChunkError
-from tidewaiter_core.payload.index import IndexReader, Method, Unit
+from tidewaiter_core.payload.index import IndexReader, Method
 from tidewaiter_core.payload.release import SlotComponent
 
 from tidewaiter_updater.errors import SourceError
@@ -56,21 +58,34 @@ class PackUnits:
             )
         return stored
 
-    def unpacked(self, chunk: int, span: memoryview, span_offset: int) -> bytes | memoryview | None:
-        """The chunk in a unit that lies in a span of the pack; None if the stored bytes are not what the index says.
+    def unpacked(
+        self, chunks: Iterable[int], span: memoryview, span_offset: int
+    ) -> deque[bytes | memoryview | None]:
+        """The chunks whose units lie in a span of the pack; None for one whose stored bytes are not what the index says.
 
         Any thread may call. A chunk that is stored raw is a view of the span.
 
         Raises:
             PayloadError: As for `decoded`.
         """
-        unit = self._index.unit(chunk)
-        start = unit.offset - span_offset
-        stored = span[start : start + unit.stored_bytes]
-        began_s = self._times.now()
-        is_right = hashlib.sha256(stored).digest() == unit.sha256
-        self._times.spent(Work.HASH, began_s)
-        return self._decoded(chunk, unit, stored) if is_right else None
+        contents: deque[bytes | memoryview | None] = deque()
+        now, began_s, decode_s = self._times.now, self._times.now(), 0.0
+        for chunk in chunks:
+            unit = self._index.unit(chunk)
+            start = unit.offset - span_offset
+            stored = span[start : start + unit.stored_bytes]
+            if hashlib.sha256(stored).digest() != unit.sha256:
+                contents.append(None)
+            elif unit.method is Method.RAW:
+                contents.append(stored)  # the index has proven that this hash is the chunk's, too
+            else:
+                decode_began_s = now()
+                raw = self._raw(chunk, stored)
+                decode_s += now() - decode_began_s
+                contents.append(self._proven(chunk, raw))
+        self._times.add(Work.DECODE, decode_s)
+        self._times.add(Work.HASH, now() - began_s - decode_s)
+        return contents
 
     def decoded(self, chunk: int, stored: bytes | memoryview) -> bytes | memoryview:
         """The chunk in a unit whose stored bytes are proven.
@@ -78,25 +93,27 @@ class PackUnits:
         Raises:
             PayloadError: It is another chunk, or none.
         """
-        return self._decoded(chunk, self._index.unit(chunk), stored)
+        is_frame = self._index.unit(chunk).method is Method.ZSTD
+        return self._proven(chunk, self._raw(chunk, stored) if is_frame else stored)
 
-    def _decoded(self, chunk: int, unit: Unit, stored: bytes | memoryview) -> bytes | memoryview:
-        if unit.method is Method.RAW and unit.sha256 == self._index.chunk_hash(chunk):
-            return stored  # the same hash was proven on the same bytes just before
-        length = self._index.chunk_length(chunk)
-        what = f"{self._name}: chunk {chunk}"
-        raw = stored
-        began_s = self._times.now()
-        if unit.method is Method.ZSTD:
-            raw = decode_chunk(
-                stored, raw_bytes=length, chunk_bytes=self._index.header.chunk_bytes, what=what
+    def _raw(self, chunk: int, stored: bytes | memoryview) -> bytes:
+        return decode_chunk(
+            stored,
+            raw_bytes=self._index.chunk_length(chunk),
+            chunk_bytes=self._index.header.chunk_bytes,
+            what=self._what(chunk),
+        )
+
+    def _proven(self, chunk: int, raw: bytes | memoryview) -> bytes | memoryview:
+        is_whole = len(raw) == self._index.chunk_length(chunk)
+        if not is_whole or hashlib.sha256(raw).digest() != self._index.chunk_hash(chunk):
+            raise PayloadChunkError(
+                f"{self._what(chunk)}: decodes to other bytes than the index says; not written"
             )
-            began_s = self._times.spent(Work.DECODE, began_s)
-        is_right = len(raw) == length and hashlib.sha256(raw).digest() == self._index.chunk_hash(chunk)
-        self._times.spent(Work.HASH, began_s)
-        if not is_right:
-            raise PayloadChunkError(f"{what}: decodes to other bytes than the index says; not written")
         return raw
+
+    def _what(self, chunk: int) -> str:
+        return f"{self._name}: chunk {chunk}"
 
     def fetched(self, chunk: int) -> bytes:
         """The bytes of a chunk, whatever its unit is; errors as above."""

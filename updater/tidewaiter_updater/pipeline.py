@@ -23,7 +23,7 @@ BUFFER_BYTES: Final = 1024 * 1024
 BUFFERS: Final = 4
 UNSYNCED_BYTES: Final = 8 * 1024 * 1024
 _ZEROS_BYTES: Final = 16 * BLOCK_BYTES
-_ZEROS: Final = bytes(_ZEROS_BYTES)
+_ZEROS: Final = memoryview(bytes(_ZEROS_BYTES))
 
 
 class Sink:
@@ -51,7 +51,7 @@ class Sink:
     def put(self, offset: int, data: bytes | memoryview) -> None:
         """Write `data` at `offset`; adjacent puts share a buffer. Lengths are multiples of 4096."""
         self._flush_zeros()
-        self._copy(offset, data)
+        self._copy(offset, memoryview(data))
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, by the device's own means where a run is long enough."""
@@ -101,10 +101,9 @@ class Sink:
     ) -> None:
         self.close()
 
-    def _copy(self, offset: int, data: bytes | memoryview) -> None:
-        at = 0
-        view = memoryview(data)
-        while at < len(data):
+    def _copy(self, offset: int, data: memoryview) -> None:
+        at, length = 0, len(data)
+        while at < length:
             if self._buffer is not None and (
                 self._filled == BUFFER_BYTES or offset + at != self._start + self._filled
             ):
@@ -112,8 +111,10 @@ class Sink:
             if self._buffer is None:
                 self._buffer = self._take_free()
                 self._start, self._filled = offset + at, 0
-            count = min(len(data) - at, BUFFER_BYTES - self._filled)
-            self._buffer[self._filled : self._filled + count] = view[at : at + count]
+            count = min(length - at, BUFFER_BYTES - self._filled)
+            # A chunk that fits is copied as it is: this runs for every chunk.
+            piece = data if count == length else data[at : at + count]
+            self._buffer[self._filled : self._filled + count] = piece
             self._filled += count
             at += count
 

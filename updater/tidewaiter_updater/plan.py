@@ -22,6 +22,7 @@ SPAN_BYTES: Final = 2 * 1024 * 1024
 """Half of the 4 MiB a span may have: one is decoded while the next arrives, and 4 MiB are all a power cut may cost."""
 _KEY_BITS: Final = 44
 _CHUNK_BITS: Final = 20
+_CHUNKS_PER_STEP: Final = 256
 
 
 class Origin(StrEnum):
@@ -165,19 +166,22 @@ class TransferPlan:
         self, active: HashLookup | None, target: HashLookup | None, step: Callable[[], None]
     ) -> Iterator[tuple[int, Unit]]:
         """Decide about each wrong chunk, in one pass over the index; gives those that are to be fetched."""
-        for chunk in self.wrong_chunks():
-            step()
+        is_anything_here = active is not None or target is not None
+        for number, chunk in enumerate(self.wrong_chunks()):
+            if number % _CHUNKS_PER_STEP == 0:
+                step()
             unit = self._index.unit(chunk)
             self._methods[chunk] = unit.method
             if unit.method is Method.ZERO:
                 continue
-            self._look_on_device(chunk, active, target)
-            if self.origin(chunk) is Origin.PACK:
+            if is_anything_here:
+                self._look_on_device(chunk, active, target)
+                if self.origin(chunk) is Origin.PACK:
+                    yield chunk, unit
+            elif unit.method is not Method.SAME:
                 yield chunk, unit
 
     def _look_on_device(self, chunk: int, active: HashLookup | None, target: HashLookup | None) -> None:
-        if active is None and target is None:
-            return
         digest = self._index.chunk_hash(chunk)
         if active is not None:
             # The same position first: a record that is right there is the common case, and reads stay sequential.

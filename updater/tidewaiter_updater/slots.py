@@ -286,7 +286,7 @@ class _Transfer:
             chunk = wrong.find(1)
             while chunk >= 0:
                 self._step()
-                origin, data = self._supply.obtain(chunk, sink)
+                origin, data, following = self._supply.obtain(chunk, sink)
                 self._count(chunk, origin)
                 if chunk == 0:
                     first = bytes(self._reader.length(0)) if data is None else bytes(data)
@@ -295,14 +295,19 @@ class _Transfer:
                     sink.zero(chunk * self._table.chunk_bytes, self._reader.length(chunk))
                 else:
                     sink.put(chunk * self._table.chunk_bytes, data)
+                for next_chunk, content in enumerate(following, chunk + 1):
+                    sink.put(next_chunk * self._table.chunk_bytes, content)
+                self._add(origin, sum(map(len, following)))
                 self._report()
-                chunk = wrong.find(1, chunk + 1)
+                chunk = wrong.find(1, chunk + 1 + len(following))
             sink.sync()  # ORDER: chunk 0 makes the slot look whole, so everything else is on storage first
             sink.put(0, self._supply.chunk0())
             sink.sync()
 
     def _count(self, chunk: int, origin: Origin) -> None:
-        length = self._reader.length(chunk)
+        self._add(origin, self._reader.length(chunk))
+
+    def _add(self, origin: Origin, length: int) -> None:
         self._by_source[origin] += length
         self._unreported += length
 

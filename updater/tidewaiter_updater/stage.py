@@ -39,9 +39,13 @@ class WorkTimes:
     def spent(self, work: Work, began_s: float) -> float:
         """Add the time since `began_s`; returns the end of it, where the next piece begins."""
         now_s = self.now()
-        with self._lock:
-            self._seconds[work] += now_s - began_s
+        self.add(work, now_s - began_s)
         return now_s
+
+    def add(self, work: Work, seconds: float) -> None:
+        """Add a time that the caller took itself."""
+        with self._lock:
+            self._seconds[work] += seconds
 
     def seconds(self) -> dict[Work, float]:
         with self._lock:

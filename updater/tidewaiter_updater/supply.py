@@ -9,6 +9,7 @@ Source: update-engine.md section 6.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
@@ -50,6 +51,8 @@ class Supplied(NamedTuple):
     origin: Origin
     data: bytes | memoryview | None
     """None for a chunk of zeros. A view is good until the next chunk is asked for."""
+    following: Sequence[bytes | memoryview] = ()
+    """The chunks right behind it, from the same origin and as proven: they are not asked for any more."""
 
 
 class Supply(Protocol):

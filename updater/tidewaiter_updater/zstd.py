@@ -8,6 +8,7 @@ Source: update-engine.md section 3.
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 
 from tidewaiter_core.payload.errors import PayloadFrameError
 from tidewaiter_core.payload.frame import Decompressor
@@ -31,8 +32,7 @@ def decode_chunk(stored: bytes | memoryview, *, raw_bytes: int, chunk_bytes: int
     Raises:
         PayloadFrameError: Anything but one complete frame of `raw_bytes`.
     """
-    window_log = max(_MIN_WINDOW_LOG, (chunk_bytes - 1).bit_length() + 1)
-    decoder = ZstdDecompressor(options={DecompressionParameter.window_log_max: window_log})
+    decoder = ZstdDecompressor(options=_chunk_options(chunk_bytes))
     try:
         raw = decoder.decompress(stored, max_length=raw_bytes)
         if not decoder.eof and not decoder.needs_input:
@@ -48,6 +48,12 @@ def decode_chunk(stored: bytes | memoryview, *, raw_bytes: int, chunk_bytes: int
             f"{'complete' if decoder.eof else 'incomplete or longer'}, {len(decoder.unused_data)} bytes behind it; not written"
         )
     return raw
+
+
+@lru_cache(maxsize=8)
+def _chunk_options(chunk_bytes: int) -> dict[int, int]:
+    window_log = max(_MIN_WINDOW_LOG, (chunk_bytes - 1).bit_length() + 1)
+    return {DecompressionParameter.window_log_max: window_log}
 
 
 class ZstdCodec:

@@ -88,11 +88,12 @@ class IndexReader:
 
     def chunk_hash(self, number: int) -> bytes:
         """The 32 bytes of the raw chunk's SHA-256."""
-        self._check_number(number)
         window = self._hashes
-        if not window.first <= number < window.first + len(window.data) // HASH_BYTES:
-            window = self._hashes = self._window(self.header.hash_offset, HASH_BYTES, number)
         start = (number - window.first) * HASH_BYTES
+        if not 0 <= start < len(window.data):
+            self._check_number(number)
+            window = self._hashes = self._window(self.header.hash_offset, HASH_BYTES, number)
+            start = (number - window.first) * HASH_BYTES
         return window.data[start : start + HASH_BYTES]
 
     def unit(self, number: int) -> Unit:
@@ -104,7 +105,13 @@ class IndexReader:
         last = self._last
         if last is not None and last[0] == number:
             return last[1]
-        unit = parse_unit(self._raw_unit(number), number=number, header=self.header)
+        window = self._units
+        at = (number - window.first) * UNIT_BYTES
+        if not 0 <= at < len(window.data):
+            self._check_number(number)
+            window = self._units = self._window(self.header.unit_offset, UNIT_BYTES, number)
+            at = (number - window.first) * UNIT_BYTES
+        unit = parse_unit(window.data, number=number, header=self.header, at=at)
         if unit.method is Method.RAW and unit.sha256 != self.chunk_hash(number):
             raise PayloadMapError(
                 f"index: chunk {number} is stored raw under another hash; the release is refused"
@@ -219,14 +226,6 @@ class IndexReader:
     def _hash_of(self, number: int) -> bytes:
         """One chunk hash, past the window."""
         return self._read(self.header.hash_offset + number * HASH_BYTES, HASH_BYTES)
-
-    def _raw_unit(self, number: int) -> bytes:
-        self._check_number(number)
-        window = self._units
-        if not window.first <= number < window.first + len(window.data) // UNIT_BYTES:
-            window = self._units = self._window(self.header.unit_offset, UNIT_BYTES, number)
-        start = (number - window.first) * UNIT_BYTES
-        return window.data[start : start + UNIT_BYTES]
 
     def _window(self, table: int, entry_bytes: int, number: int) -> _Window:
         first = number - number % _WINDOW_ENTRIES

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
+from typing import NamedTuple
 
 from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload.components import INDEX_ENTRY_BYTES, INDEX_HEADER_BYTES, PACK_HEADER_BYTES
@@ -50,9 +51,8 @@ _ZERO, _RAW, _SAME = int(Method.ZERO), int(Method.RAW), int(Method.SAME)
 _NOT_STORED = (_ZERO, _SAME)
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One entry of the pack table."""
+class Unit(NamedTuple):
+    """One entry of the pack table. A tuple, because one is made for every chunk, several times in an installation."""
 
     offset: int
     """Byte offset in the pack; for SAME the number of the earlier chunk; for ZERO 0."""
@@ -166,13 +166,16 @@ def parse_header(data: bytes, *, length: int, limits: Limits = STANDARD) -> Inde
     return header
 
 
-def parse_unit(data: bytes, *, number: int, header: IndexHeader) -> Unit:
+def parse_unit(data: bytes, *, number: int, header: IndexHeader, at: int = 0) -> Unit:
     """Check the pack table entry of chunk `number`.
+
+    Args:
+        at: Where in `data` the entry starts.
 
     Raises:
         PayloadError: The entry leaves the pack or breaks a rule of its method.
     """
-    offset, stored_bytes, method, reserved, digest = _UNIT.unpack(data)
+    offset, stored_bytes, method, reserved, digest = _UNIT.unpack_from(data, at)
     if reserved != b"\0\0\0" or method > _SAME:
         raise PayloadLimitError(
             f"index: chunk {number}: method {method}, reserved {reserved.hex()}; the release is refused"
