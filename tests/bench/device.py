@@ -6,6 +6,7 @@ strace, every file that any of them opens for writing or makes.
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import tidewaiter_core
+import tidewaiter_updater
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.index_store import IndexStore
 from tidewaiter_updater.journal import Journal
@@ -77,6 +80,7 @@ def install(image: BenchImage, slot: Slot, work: Path, *, running: Running | Non
     Raises:
         RuntimeError: It did not get to STAGED.
     """
+    _compile()
     with tempfile.TemporaryDirectory(prefix="device-", dir=work) as place:
         home = Path(place)
         repository = TestRepository(home / "vendor", product=PRODUCT, hw=HARDWARE)
@@ -170,6 +174,13 @@ class _Device(UpdaterProcess):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(10)
+
+
+def _compile() -> None:
+    """Compile what changed since the last run, as an image builder does: python -I would write it while it is watched."""
+    for package in (tidewaiter_core, tidewaiter_updater):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=2)
 
 
 def _watched(device: _Device, made: MadeRelease, slot: Slot, image: BenchImage) -> Seen:

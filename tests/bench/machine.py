@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ def facts() -> dict[str, Any]:
         "openssl_sha256_mb_per_s": _openssl_speed(),
         "load": [round(value, 1) for value in os.getloadavg()],
         "measured_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(["python", "-m", "tests.bench", *sys.argv[1:]]),
     }
 
 
