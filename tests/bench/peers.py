@@ -36,13 +36,13 @@ def dd_write(image: Path, slot: Slot) -> Peer:
     """The uncompressed bytes, and one fsync at the end."""
     flags = "fsync" if slot.path.is_block_device() else "fsync,notrunc"
     command = ("dd", f"if={image}", f"of={slot.path}", "bs=1M", f"conv={flags}")
-    return Peer(name="dd", command=command, version=_version("dd", "--version"))
+    return Peer(name="dd", command=command, version=version("dd"))
 
 
 def dd_read(slot: Slot) -> Peer:
     """Direct reads of the whole slot."""
     command = ("dd", f"if={slot.path}", "of=/dev/null", "bs=1M", "iflag=direct")
-    return Peer(name="dd", command=command, version=_version("dd", "--version"))
+    return Peer(name="dd", command=command, version=version("dd"))
 
 
 def rauc(image: Path, slot: Slot, work: Path) -> Peer:
@@ -57,7 +57,7 @@ def rauc(image: Path, slot: Slot, work: Path) -> Peer:
         f"[slot.rootfs.0]\ndevice={slot.path}\ntype=raw\nbootname=A\n"
     )
     command = ("rauc", "-c", str(config), "write-slot", "rootfs.0", str(link))
-    return Peer(name="rauc write-slot", command=command, version=_version("rauc", "--version"))
+    return Peer(name="rauc write-slot", command=command, version=version("rauc"))
 
 
 def swupdate(compressed: Path, slot: Slot, work: Path) -> Peer:
@@ -89,7 +89,7 @@ def swupdate(compressed: Path, slot: Slot, work: Path) -> Peer:
     command = ("swupdate", "-H", "bench:1.0", "-k", str(certificate), "-i", str(archive))
     # Its sockets have fixed names below TMPDIR.
     return Peer(
-        name="swupdate", command=command, version=_version("swupdate", "--version"), environment={"TMPDIR": str(work)}
+        name="swupdate", command=command, version=version("swupdate"), environment={"TMPDIR": str(work)}
     )  # fmt: skip
 
 
@@ -121,10 +121,21 @@ def _header(name: str, *, number: int, size: int, checksum: int) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def _version(program: str, option: str) -> str:
-    done = subprocess.run([program, option], capture_output=True, text=True, check=False)
-    said = (done.stdout or done.stderr).strip().splitlines()
-    return next((line for line in said if any(letter.isdigit() for letter in line)), "unknown")
+def version(program: str, option: str = "--version") -> str:
+    """What a program says of itself, and the package of Debian it is from: swupdate says no number but its date of building."""
+    said = _said([program, option]) if shutil.which(program) else ""
+    own = next((line for line in said.splitlines() if any(letter.isdigit() for letter in line)), "")
+    package = _said(["dpkg-query", "--show", "--showformat=${Package} ${Version}", program])
+    return ", ".join(filter(None, (own.strip(), f"Debian {package}" if package else ""))) or "unknown"
+
+
+def _said(command: list[str]) -> str:
+    """Its output where it is there and ends well, else nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return (done.stdout or done.stderr).strip() if done.returncode == 0 else ""
 
 
 def _run(*command: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.bench.page import page
-from tests.bench.peers import write_archive
+from tests.bench.peers import version, write_archive
 from tests.bench.result import Budget, Result, Verdict, spread
 from tests.bench.table import summary, write_docs
 
@@ -111,3 +111,25 @@ def test_an_update_archive_has_headers_names_and_checksums_of_its_files(tmp_path
     content = name_end + -name_end % 4
     assert data[content : content + 4] == b"\x01\xff\x02\0"
     assert data[content + 4 : content + 10] == b"070702" and b"TRAILER!!!\0" in data
+
+
+def test_a_program_that_says_no_number_is_named_by_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, says in (("toolx", "Toolx v"), ("dpkg-query", "toolx 1.2-3")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho '{says}'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    assert version("toolx") == "Debian toolx 1.2-3"
+
+
+def test_a_program_nobody_has_packaged_is_named_by_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "tooly"
+    program.write_text("#!/bin/sh\necho 'Tooly'\necho 'version 3.1'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    assert version("tooly") == "version 3.1"
+    assert version("nobody") == "unknown"
