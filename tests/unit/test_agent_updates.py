@@ -504,6 +504,26 @@ def test_full_disk_delays_the_final_feedback_and_loses_nothing(bench: Bench) -> 
     assert bench.story() == ["closed/failure"]
 
 
+def test_failed_report_never_rolls_back(bench: Bench) -> None:
+    """In a trial nothing can be told for a while: the agent waits, and asks the updater for nothing."""
+    bench.offer()
+    bench.run()
+    bench.world.phase = "STAGED"
+    bench.run(2)
+    disk = FullDisk()
+    bench.restart(boot_id="2" * 32, disk=disk)
+    bench.world.phase = "TRIAL"
+    bench.run(20)
+    bench.world.commit()
+    bench.run(20)
+    assert bench.world.called("Cancel") == bench.world.called("Reject") == []
+    assert bench.story()[-1] != "closed/success", "not told yet"
+    disk.full = False
+    bench.run(3)
+    assert bench.story()[-1] == "closed/success"
+    assert bench.world.called("Cancel") == []
+
+
 @pytest.mark.parametrize("point", range(1, 12))
 def test_restart_at_any_step_goes_on_with_the_same_action_and_closes_it_once(
     bench: Bench, point: int

@@ -254,8 +254,7 @@ def test_deleted_state_directory_in_a_trial_decides_nothing_else() -> None:
     assert device.is_running(made)
 
 
-def test_failed_report_never_rolls_back() -> None:
-    """Whoever watches, and whatever becomes of what he is told: a verdict and a commit ask nobody outside the device."""
+def test_a_verdict_and_a_commit_ask_nobody_outside_the_device() -> None:
     device, made, engine = trial()
     device.trust.error = SourceError("the server refuses every report")
     device.slots.faults = [SourceError("offline")]
