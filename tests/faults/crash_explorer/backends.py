@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+from tidewaiter_core.clock import Clock
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.boot import BootControl, BootEnvError
 from tidewaiter_updater.boot import envcopy as uboot_env
@@ -21,6 +22,8 @@ from tidewaiter_updater.boot.layout import EnvCopy, Layout
 from tidewaiter_updater.boot.simulated import SimulatedBoot
 from tidewaiter_updater.boot.uboot import UbootBoot
 from tidewaiter_updater.model import BootEnv
+from tidewaiter_updater.ports import Control, Kernels, KernelsInSlots, SlotStore
+from tidewaiter_updater.sources import Source
 
 from tests.sim.boot import BootScript, TwoCopyScript
 from tests.sim.boot.sdboot import SdBootBackend
@@ -51,6 +54,16 @@ class Backend(Protocol):
 
     def control(self, storage: Storage, *, cmdline: Cmdline) -> BootControl: ...
     def script(self, storage: Storage) -> Script: ...
+    def kernels(
+        self,
+        storage: Storage,
+        slots: SlotStore,
+        source_for: Callable[[str, Control], Source],
+        *,
+        clock: Clock,
+    ) -> tuple[SlotStore, Kernels]:
+        """The slots, and what the loader needs beside them."""
+
     def in_force(self, content: Mapping[tuple[Any, ...], Any]) -> BootEnv | None:
         """The record that the script would go by, None when there is none."""
 
@@ -126,6 +139,16 @@ class TwoCopies:
     def control(self, storage: Storage, *, cmdline: Cmdline) -> BootControl:
         return self.make(self, self.device(storage), cmdline)
 
+    def kernels(
+        self,
+        storage: Storage,
+        slots: SlotStore,
+        source_for: Callable[[str, Control], Source],
+        *,
+        clock: Clock,
+    ) -> tuple[SlotStore, Kernels]:
+        return slots, KernelsInSlots()
+
     def script(self, storage: Storage) -> Script:
         return self.make_script(self, self.device(storage))
 
@@ -189,5 +212,6 @@ GRUB = TwoCopies(
 )
 """Its files never move, so a write of one is a write of two sectors."""
 
-BACKENDS: tuple[Backend, ...] = (SIMULATED, UBOOT, GRUB, SdBootBackend())
+SYSTEMD_BOOT: Backend = SdBootBackend()
+BACKENDS: tuple[Backend, ...] = (SIMULATED, UBOOT, GRUB, SYSTEMD_BOOT)
 """The first one goes through every story, the others through those in which the loader has a part."""

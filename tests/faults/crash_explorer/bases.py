@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.phases import Phase
 
 from tests.faults.crash_explorer.backends import Backend
 from tests.faults.crash_explorer.invariants import End
+from tests.faults.crash_explorer.releases import Made, made
 from tests.faults.crash_explorer.scenario import Scenario, factory, until_canceled
 from tests.faults.crash_explorer.watch import DEVICES
 from tests.faults.crash_explorer.world import Parts
@@ -14,9 +17,9 @@ from tests.sim.storage import Content
 from tests.sim.storage.content import content_of
 
 
-def after_first_update(backend: Backend) -> Content:
+def after_first_update(backend: Backend, offered: Callable[[], Made] = lambda: made("2.0", 2)) -> Content:
     """A device that was updated once: 2.0 runs in slot B, records and hash tables exist."""
-    story = Scenario(name="first update", tells="", end=End.COMMITS, backend=backend)
+    story = Scenario(name="first update", tells="", end=End.COMMITS, backend=backend, offered=offered)
     world = story.world(factory(backend), parts=Parts())
     world.live()
     return world.storage.content()

@@ -15,12 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_core.payload.limits import Limits
 from tidewaiter_core.payload.release import Release, build_release
 from tidewaiter_release.delta import make_patch
 from tidewaiter_release.payload import BuiltImage, build_image
+from tidewaiter_updater.boot.ukiname import UkiName
 from tidewaiter_updater.model import RunningRelease
 
+from tests.sim.boot.sdboot import toy_uki
 from tests.sim.device import FIRST_BUILT_UTC, HW, PRODUCT, release_fields
 from tests.sim.storage import SECTOR_BYTES
 from tests.sim.storage.units import BLOCK_BYTES
@@ -60,11 +63,13 @@ def made(
     reversible: bool = True,
     writes: int = 1,
     patch_from: tuple[str, int] | None = None,
+    has_kernels: bool = False,
 ) -> Made:
     """Build a release once per process.
 
     Args:
         patch_from: Version and sequence of the release that it has a patch from.
+        has_kernels: It has a kernel image for each slot, for a loader that takes none from the slot.
     """
     image = _image(version)
     with tempfile.TemporaryDirectory() as name:
@@ -89,6 +94,11 @@ def made(
         entry, data = _patch(component["pack"]["path"], old=made(*patch_from), image=image)
         component["patches"] = [entry]
         targets[_target(entry["path"], entry["sha256"])] = data
+    for slot in SlotName if has_kernels else ():
+        kernel = toy_uki(UkiName(version=version, slot=slot))
+        part = _part(f"{component['pack']['path'].rpartition('/')[0]}/kernel-{slot.lower()}.efi", kernel)
+        fields["components"].append({"kind": "uki", "slot": slot.value, **part})
+        targets[_target(part["path"], part["sha256"])] = kernel
     data = build_release(fields, limits=LIMITS)
     release = Release.parse(data, limits=LIMITS)
     return Made(
@@ -145,6 +155,10 @@ def _patch(sibling: str, *, old: Made, image: bytes) -> tuple[dict[str, Any], by
         "head_sha256": built.head_sha256,
     }
     return entry, data
+
+
+def _part(path: str, data: bytes) -> dict[str, Any]:
+    return {"path": path, "length": len(data), "sha256": Sha256.of(data)}
 
 
 def _image(version: str) -> bytes:

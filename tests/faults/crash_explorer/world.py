@@ -26,7 +26,7 @@ from tidewaiter_updater.journal import Journal
 from tidewaiter_updater.media_bay import MediaBay
 from tidewaiter_updater.model import BootEnv, RunningRelease, is_medium
 from tidewaiter_updater.phases import IN_TRIAL, TABLE, Phase, PhaseTable
-from tidewaiter_updater.ports import Control, NoDataSets, Ports
+from tidewaiter_updater.ports import Control, Kernels, NoDataSets, Ports, SlotStore
 from tidewaiter_updater.set_store import SetStore
 from tidewaiter_updater.slot_store import DeviceSlots
 from tidewaiter_updater.sources import Source
@@ -244,7 +244,7 @@ class World:
 
         floors = FloorStore(STATE / "floor.json", boot_epoch=boot_epoch, disk=disk)
         documents = WatchedDocuments(StateFiles(STATE, disk=disk), self.watch)
-        slots = self._slots(disk, documents)
+        slots, kernels = self._slots(disk, documents)
         sets = self.data.port if self.data is not None else NoDataSets()
         ports = Ports(
             clock=self.clock,
@@ -253,6 +253,7 @@ class World:
             trust=SigningTrust(self.given.known, floors),
             floors=WatchedFloors(floors, self.watch),
             slots=slots,
+            kernels=kernels,
             interlock=self.injector,
             injector=self.injector,
             reboot=self.reboot,
@@ -298,7 +299,7 @@ class World:
         partition.boot()
         return partition
 
-    def _slots(self, disk: Disk, documents: WatchedDocuments) -> DeviceSlots:
+    def _slots(self, disk: Disk, documents: WatchedDocuments) -> tuple[SlotStore, Kernels]:
         paths = {slot: Path("/dev") / name for slot, name in DEVICES.items()}
         devices = {paths[slot]: self.storage.device(name) for slot, name in DEVICES.items()}
         network = Repository(self.given.known, faulty=self.given.faulty_answers)
@@ -309,7 +310,7 @@ class World:
         def source_for(name: str, control: Control) -> Source:
             return bay.medium(name) if is_medium(name) else network
 
-        return DeviceSlots(
+        slots = DeviceSlots(
             paths,
             store=IndexStore(STATE / "index", disk=disk, limits=LIMITS),
             records=Journal(documents).slots,
@@ -318,6 +319,7 @@ class World:
             beat=lambda stage: None,
             media=SlotMedia(devices, IMAGE_BYTES, on_proof=self.watch.slot_proven, medium=self.parts.medium),
         )
+        return self.backend.kernels(self.storage, slots, source_for, clock=self.clock)
 
     # --- the people and programs around the updater ---------------------------------------------------------------
 

@@ -12,17 +12,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tidewaiter_core.clock import Clock
 from tidewaiter_core.disk import Disk
-from tidewaiter_core.model import Sha256, SlotName
+from tidewaiter_core.model import SlotName
 from tidewaiter_updater.boot.booted import slot_of_cmdline
 from tidewaiter_updater.boot.envcopy import to_variables
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, Esp
 from tidewaiter_updater.boot.grubenv import BLOCK_BYTES as RECORD_BYTES
 from tidewaiter_updater.boot.grubenv import LAYOUT, SECTOR_BYTES
 from tidewaiter_updater.boot.sdboot import SdBoot
-from tidewaiter_updater.boot.staged import StagedUki, stage
 from tidewaiter_updater.boot.ukiname import UkiName, is_before
+from tidewaiter_updater.kernel_slots import KernelSlots
+from tidewaiter_updater.kernels import KernelImages
 from tidewaiter_updater.model import BootEnv
+from tidewaiter_updater.ports import Control, Kernels, SlotStore
+from tidewaiter_updater.sources import Source
 
 from tests.sim.boot.placed import PlacedBlocks, ReadOnlyBlocks
 from tests.sim.storage import BlockDevice, Content, SimDisk, Storage
@@ -93,36 +97,6 @@ class SdBootScript:
         return min(entries, key=order, default=None)
 
 
-class StagingSdBoot:
-    """BootControl that stages a toy image before it arms, as the transfer does on a device."""
-
-    def __init__(self, inner: SdBoot, esp: Esp) -> None:
-        self._inner = inner
-        self._esp = esp
-        self.read = inner.read
-        self.booted = inner.booted
-
-    def write(self, env: BootEnv) -> None:
-        before = self._inner.read()
-        begins = before is None or before.trial is not env.trial or env.trial not in self._slots()
-        if env.trial is not None and env.left > 0 and begins:
-            entry = UkiName(version=self._next_version(env.committed), slot=env.trial)
-            data = toy_uki(entry)
-            uki = StagedUki(txn=env.txn, sha256=Sha256.of(data), version=entry.version, slot=entry.slot)
-            stage(self._esp, uki, [data], length=len(data))
-        self._inner.write(env)
-
-    def _slots(self) -> set[SlotName]:
-        """Those that have an entry."""
-        names = (UkiName.parse(name) for name in self._esp.files(ENTRIES))
-        return {name.slot for name in names if name is not None}
-
-    def _next_version(self, committed: SlotName) -> str:
-        names = (UkiName.parse(name) for name in self._esp.files(ENTRIES))
-        versions = [name.version for name in names if name is not None and name.slot is committed]
-        return f"{1 + max(int(version.partition('.')[0]) for version in versions)}.0"
-
-
 class SdBootBackend:
     """Port Backend of the crash explorer."""
 
@@ -146,12 +120,25 @@ class SdBootBackend:
     def device(self, storage: Storage) -> BlockDevice:
         return storage.device("env", sector_bytes=SECTOR_BYTES)
 
-    def control(self, storage: Storage, *, cmdline: Callable[[], str]) -> StagingSdBoot:
+    def control(self, storage: Storage, *, cmdline: Callable[[], str]) -> SdBoot:
         esp = Esp(ESP, disk=SimDisk(storage, fat=ESP))
         blocks = PlacedBlocks(self.device(storage), offsets=OFFSETS, length=RECORD_BYTES)
         boot = SdBoot(esp, blocks, booted=lambda: slot_of_cmdline(cmdline()))
         boot.settle()
-        return StagingSdBoot(boot, esp)
+        return boot
+
+    def kernels(
+        self,
+        storage: Storage,
+        slots: SlotStore,
+        source_for: Callable[[str, Control], Source],
+        *,
+        clock: Clock,
+    ) -> tuple[SlotStore, Kernels]:
+        """The slots together with the kernel images on the partition."""
+        esp = Esp(ESP, disk=SimDisk(storage, fat=ESP))
+        images = KernelImages(esp, source_for=source_for, clock=clock)
+        return KernelSlots(slots, images), images
 
     def script(self, storage: Storage) -> SdBootScript:
         return SdBootScript(SimDisk(storage, fat=ESP), flush=lambda: storage.flush("firmware writes through"))
