@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tidewaiter_release.errors import KeyFileError
-from tidewaiter_release.repository.keys import PUBLIC_SUFFIX, Signer, load_signer, make_key, write_public
+from tidewaiter_release.repository.keys import (
+    PUBLIC_SUFFIX,
+    Signer,
+    load_public,
+    load_signer,
+    make_key,
+    write_public,
+)
 from tidewaiter_release.repository.token import token_signer
 
 _SECRET_LIMIT_BYTES = 1024
@@ -63,6 +70,25 @@ def signers_of(arguments: argparse.Namespace) -> list[Signer]:
         )
     if not found:
         raise KeyFileError("no key named: give --key FILE or --pkcs11-module LIB")
+    return found
+
+
+def key_files(directory: Path, wanted: Collection[str]) -> list[Path]:
+    """The key files of a folder whose keys are wanted; those without a public half beside them are opened to find out.
+
+    Raises:
+        KeyFileError: None is, or one cannot be read.
+    """
+    found = []
+    for path in sorted(directory.glob("*.pem")):
+        if path.name.endswith(PUBLIC_SUFFIX):
+            continue
+        public = path.with_name(path.name.removesuffix(".pem") + PUBLIC_SUFFIX)
+        key = load_public(public) if public.exists() else load_signer(path).public_key
+        if key.keyid in wanted:
+            found.append(path)
+    if not found:
+        raise KeyFileError(f"{directory}: holds no key that this request asks for; nothing was signed")
     return found
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tidewaiter_release.cli_keys import add_key_options, signers_of
+from tidewaiter_release.cli_keys import add_key_options, key_files, signers_of
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.repository.changes import summary
 from tidewaiter_release.repository.request import read_request
@@ -23,6 +23,9 @@ def add_sign_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
     command.add_argument("request", metavar="REQUEST", type=Path, help="folder that `stage` wrote")
     add_key_options(command)
     command.add_argument(
+        "--keys", type=Path, metavar="DIR", help="use every key file of this folder that the request asks for"
+    )
+    command.add_argument(
         "--out", type=Path, metavar="DIR", help="where the signature goes; default: into the request"
     )
     command.add_argument(
@@ -38,6 +41,9 @@ def _sign(arguments: argparse.Namespace) -> int:
     _say(f"\nrequest {fingerprint(request)}")
     if not arguments.yes:
         _confirm(request.digest)
+    if arguments.keys is not None:
+        wanted = {keyid for item in request.items for keyid in item.keys}
+        arguments.key += key_files(arguments.keys, wanted)
     lines = sign(request, arguments.request, signers_of(arguments), out=arguments.out)
     for line in lines:
         _say(f"signed {line}")
