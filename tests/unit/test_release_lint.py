@@ -328,3 +328,12 @@ def test_expired_superseded_snapshots_go_and_every_root_stays(
     left = sorted(path.name for path in repository.metadata.glob("*.snapshot.json"))
     assert "2.snapshot.json" not in left and len(left) == 2
     assert (repository.metadata / "1.root.json").exists() and (repository.metadata / "2.root.json").exists()
+
+
+def test_a_file_that_only_the_media_side_names_is_in_order(repository: TestRepository) -> None:
+    repository.add_target("support-authority", "authorities/support.json", b"{}")
+    renew_media(repository.store, repository.desk)
+    repository.add_target("support-authority", "authorities/support.json", b'{"a":1}')
+    assert texts(repository, "file", Severity.WARNING) == ""
+    renew_media(repository.store, repository.desk)
+    assert "superseded, or left" in texts(repository, "file", Severity.WARNING)

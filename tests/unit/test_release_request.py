@@ -176,6 +176,25 @@ def test_a_changed_request_is_not_signed(ceremony: Ceremony, name: str) -> None:
         read_request(folder)
 
 
+@pytest.mark.parametrize(
+    ("side", "role"), [("media", "os"), ("online", "timestamp"), ("media", "targets"), ("online", "nobody")]
+)
+def test_an_item_that_no_request_has_is_refused(ceremony: Ceremony, side: str, role: str) -> None:
+    folder = ceremony.stage(edits.renew(["os"]), media=False)
+    document = json.loads((folder / "request.json").read_bytes())
+    document["items"][0] |= {"side": side, "role": role}
+    (folder / "request.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="which no request asks people to sign"):
+        read_request(folder)
+
+
+def test_a_place_where_no_signature_can_be_written_is_named(ceremony: Ceremony, tmp_path: Path) -> None:
+    folder = ceremony.stage(edits.renew(["os"]), media=False)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="no folder for signatures can be made"):
+        sign(read_request(folder), folder, [load_signer(ceremony.key("os-1"))], out=tmp_path / "file")
+
+
 def test_bytes_that_are_not_canonical_are_not_signed(ceremony: Ceremony) -> None:
     folder = ceremony.stage(edits.release(ceremony.made().directory))
     data = json.dumps(json.loads((folder / "sign/os-2.json").read_bytes())).encode()

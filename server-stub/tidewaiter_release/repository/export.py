@@ -236,7 +236,8 @@ def _write_metadata(medium: Medium, media: Store, state: State) -> None:
     names += [f"{state.snapshot.signed.version}.snapshot.json", "timestamp.json"]
     for name in names:
         medium.write(medium.metadata / name, media.read(name))
-    for path in medium.metadata.iterdir():
-        match = _SUPERSEDED.fullmatch(path.name)
-        if match is not None and match.group(2) != "root" and path.name not in names:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # nothing names them: a medium that keeps them is as good
+        for path in medium.metadata.iterdir():
+            match = _SUPERSEDED.fullmatch(path.name)
+            if match is not None and match.group(2) != "root" and path.name not in names:
+                path.unlink(missing_ok=True)

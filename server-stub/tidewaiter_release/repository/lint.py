@@ -47,7 +47,7 @@ def lint(store: Store, *, clock: WallClock, limits: Limits = STANDARD) -> list[F
     online, media = states.get(Side.ONLINE), states.get(Side.MEDIA)
     if online is not None:
         findings += _check_targets(online)
-        findings += check_files(store, online)
+        findings += check_files(store, list(states.values()))
         findings += check_releases(store, online, limits=limits)
         if media is not None:
             findings += check_media(store, store.media, online, media)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tidewaiter_core.payload import STANDARD, IndexReader, Limits, PayloadError, Release, require_match
@@ -20,18 +20,21 @@ from tidewaiter_release.repository.publish import read_published
 from tidewaiter_release.repository.store import State, Store
 
 
-def check_files(store: Store, state: State) -> Iterator[Finding]:
-    """Every target is there with its length and hash, and nothing else is."""
-    expected: set[Path] = set()
-    for metadata in (state.targets, *state.delegated.values()):
-        for target in metadata.signed.targets.values():
-            if "sha256" in target.hashes:
-                expected.add(store.target_path(target))
-                yield from _check_file(store.target_path(target), target)
+def check_files(store: Store, states: Sequence[State]) -> Iterator[Finding]:
+    """Every target of either side is there with its length and hash, and nothing else is."""
+    expected: dict[Path, TargetFile] = {}
+    for state in states:
+        for metadata in (state.targets, *state.delegated.values()):
+            for target in metadata.signed.targets.values():
+                if "sha256" in target.hashes:
+                    expected.setdefault(store.target_path(target), target)
+    for path, target in sorted(expected.items()):
+        yield from _check_file(path, target)
     for path in sorted(store.targets.rglob("*")):
         if path.is_file() and path not in expected:
             yield warning(
-                "file", f"{path.relative_to(store.targets)}: no target; left by a publish that did not finish"
+                "file",
+                f"{path.relative_to(store.targets)}: no target; superseded, or left by a publish that did not finish",
             )
 
 

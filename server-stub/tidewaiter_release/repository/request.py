@@ -29,7 +29,7 @@ from tuf.api.serialization import DeserializationError, SerializationError
 from tuf.api.serialization.json import CanonicalJSONSerializer
 
 from tidewaiter_release.errors import InputError
-from tidewaiter_release.repository.roles import ROLES, Side
+from tidewaiter_release.repository.roles import DELEGATED, Side
 from tidewaiter_release.repository.store import sync_directories
 
 REQUEST_NAME = "request.json"
@@ -39,6 +39,12 @@ TOOL = f"tidewaiter-release {__version__}"
 KIND = "tidewaiter-signing-request"
 _LIMIT_BYTES = 16 * 2**20
 _DEPTH = 32
+
+_SIGNED_BY_PEOPLE = frozenset(
+    {(Side.ONLINE, name) for name in ("root", "targets", *(spec.name for spec in DELEGATED))}
+    | {(Side.MEDIA, name) for name in ("root", "snapshot", "timestamp")}
+)
+"""Online snapshot and timestamp are signed by `publish`; targets files are the same on both sides and signed once."""
 
 Signed = Root | Timestamp | Snapshot | Targets
 
@@ -209,8 +215,10 @@ def read_request(directory: Path) -> Request:
 
 def _read_item(directory: Path, entry: Mapping[str, Any]) -> Item:
     side, role, version = Side(entry["side"]), str(entry["role"]), int(entry["version"])
-    if side.desk_name(role) not in ROLES:
-        raise InputError(f"{directory}: an item of role {role!r}, which this tool does not know")
+    if (side, role) not in _SIGNED_BY_PEOPLE:
+        raise InputError(
+            f"{directory}: an item of {side} role {role!r}, which no request asks people to sign"
+        )
     name = f"{side.desk_name(role)}-{version}.json"
     present = entry["present"]
     item = Item(

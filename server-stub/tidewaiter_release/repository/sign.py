@@ -51,8 +51,11 @@ def sign(
         made = [ItemSignature(item=item.name, signature=signer.sign(item.data)) for item in wanted]
         files[place / f"{request.digest[:8]}-{key.keyid[:16]}.json"] = _to_bytes(request, key, made)
         lines += [f"{item.name} by {item.keys[key.keyid]}" for item in wanted]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise InputError(f"{place}: no folder for signatures can be made: {err}; nothing was signed") from err
     for path, data in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data, mode=0o644)
     return lines
 
