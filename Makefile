@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test check bench faults fuzz device-test docs lock format privileged-test clean
+.PHONY: help demo test check bench faults fuzz conformance device-test docs lock format privileged-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ faults: $(READY) ## cut the power at every storage operation of an update: out/f
 
 fuzz: $(READY) ## attack every parser that meets outside bytes: out/fuzz/report.json
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+conformance: $(READY) ## the public TUF client conformance suite: make conformance SUITE=<its checkout>
+	@$(BIN)/python -m tests.conformance.suite $(SUITE) $(ARGS)
 
 privileged-test: $(READY) ## the tests that need root (loop devices, network namespaces)
 	@$(PYTEST) -m privileged $(ARGS)

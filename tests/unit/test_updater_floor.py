@@ -39,12 +39,19 @@ def test_a_lower_version_of_any_role_is_refused(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot"])
-def test_new_keys_of_an_online_role_restart_both_histories_and_no_other(role: str) -> None:
-    found = all_at(5, timestamp=at(1), snapshot=at(1))
+def test_new_keys_of_an_online_role_restart_every_history_but_that_of_root(role: str) -> None:
+    found = all_at(5, timestamp=at(1), snapshot=at(1), targets=at(1), os=at(1))
     assert refused(all_at(5), found)
     found = {**found, role: at(1, "b")}
     assert not refused(all_at(5), found)
-    assert refused(all_at(5), {**found, "targets": at(4)})
+    assert refused(all_at(5), {**found, "root": at(4)})
+
+
+def test_a_version_that_only_a_stolen_snapshot_key_named_ends_with_that_key() -> None:
+    # The floor of a role comes from the snapshot, whether or not anybody fetched the role's own file.
+    floors = all_at(5, os=at(2**31))
+    assert refused(floors, all_at(6))
+    assert not refused(floors, all_at(6, snapshot=at(6, "b")))
 
 
 def test_new_keys_of_a_role_restart_its_own_history_but_never_that_of_root() -> None:
@@ -54,25 +61,35 @@ def test_new_keys_of_a_role_restart_its_own_history_but_never_that_of_root() -> 
 
 def test_a_restarted_floor_is_the_new_version(tmp_path: Path) -> None:
     floors = FloorStore(tmp_path / "floor.json")
-    floors.record_session("relay", all_at(9), proven_utc=None)
-    floors.record_session("relay", all_at(9, timestamp=at(2, "b")), proven_utc=None)
-    assert FloorStore(tmp_path / "floor.json").versions("relay")["timestamp"] == at(2, "b")
+    floors.record_session("online", all_at(9), proven_utc=None)
+    floors.record_session("online", all_at(9, timestamp=at(2, "b")), proven_utc=None)
+    assert FloorStore(tmp_path / "floor.json").versions("online")["timestamp"] == at(2, "b")
+
+
+def test_a_role_that_is_not_named_keeps_its_floor_until_its_history_restarts(tmp_path: Path) -> None:
+    floors = FloorStore(tmp_path / "floor.json")
+    floors.record_session("online", all_at(5, os=at(2**31)), proven_utc=None)
+    unnamed = {role: floor for role, floor in all_at(6).items() if role != "os"}
+    floors.record_session("online", unnamed, proven_utc=None)
+    assert floors.versions("online")["os"] == at(2**31)
+    floors.record_session("online", {**unnamed, "snapshot": at(7, "b")}, proven_utc=None)
+    assert "os" not in floors.versions("online")
 
 
 def test_a_session_below_the_floors_changes_nothing(tmp_path: Path) -> None:
     floors = FloorStore(tmp_path / "floor.json")
-    floors.record_session("relay", all_at(9), proven_utc=BUILT)
+    floors.record_session("online", all_at(9), proven_utc=BUILT)
     before = (tmp_path / "floor.json").read_bytes()
     with pytest.raises(TrustError):
-        floors.record_session("relay", all_at(10, os=at(8)), proven_utc=None)
+        floors.record_session("online", all_at(10, os=at(8)), proven_utc=None)
     assert (tmp_path / "floor.json").read_bytes() == before
 
 
 def test_each_repository_has_its_own_versions(tmp_path: Path) -> None:
     floors = FloorStore(tmp_path / "floor.json")
-    floors.record_session("relay", all_at(9), proven_utc=None)
+    floors.record_session("online", all_at(9), proven_utc=None)
     floors.record_session("media", all_at(2), proven_utc=None)
-    assert floors.versions("relay")["os"].version == 9
+    assert floors.versions("online")["os"].version == 9
     assert floors.versions("media")["os"].version == 2
 
 
@@ -103,7 +120,7 @@ def test_committed_floors_never_sink(tmp_path: Path) -> None:
         '{"schema": 1, "sequence": "7"}',
         '{"schema": 1, "time_utc": "yesterday"}',
         '{"schema": 1, "repositories": []}',
-        '{"schema": 1, "repositories": {"relay": {"os": {"version": 0, "keys": "aa"}}}}',
+        '{"schema": 1, "repositories": {"online": {"os": {"version": 0, "keys": "aa"}}}}',
         '{"schema": 9}',
     ],
 )
@@ -124,17 +141,17 @@ def test_a_damaged_floor_file_in_the_image_stops_the_start(tmp_path: Path) -> No
 
 
 def test_version_floors_of_a_newer_image_outlast_an_older_floor_file(tmp_path: Path) -> None:
-    FloorStore(tmp_path / "image.json").record_session("relay", all_at(9), proven_utc=None)
-    FloorStore(tmp_path / "floor.json").record_session("relay", all_at(8, os=at(12)), proven_utc=None)
+    FloorStore(tmp_path / "image.json").record_session("online", all_at(9), proven_utc=None)
+    FloorStore(tmp_path / "floor.json").record_session("online", all_at(8, os=at(12)), proven_utc=None)
     floors = FloorStore(tmp_path / "floor.json", image_file=tmp_path / "image.json")
-    assert floors.versions("relay") == all_at(9, os=at(12))
+    assert floors.versions("online") == all_at(9, os=at(12))
     with pytest.raises(TrustError):
-        floors.record_session("relay", all_at(8, os=at(12)), proven_utc=None)
+        floors.record_session("online", all_at(8, os=at(12)), proven_utc=None)
 
 
 def test_a_history_restarted_under_new_keys_is_not_held_to_the_image(tmp_path: Path) -> None:
-    FloorStore(tmp_path / "image.json").record_session("relay", all_at(9), proven_utc=None)
+    FloorStore(tmp_path / "image.json").record_session("online", all_at(9), proven_utc=None)
     floors = FloorStore(tmp_path / "floor.json", image_file=tmp_path / "image.json")
-    floors.record_session("relay", all_at(9, timestamp=at(1, "b"), snapshot=at(1)), proven_utc=None)
-    assert floors.versions("relay")["timestamp"] == at(1, "b")
-    assert floors.versions("relay")["snapshot"] == at(1)
+    floors.record_session("online", all_at(9, timestamp=at(1, "b"), snapshot=at(1)), proven_utc=None)
+    assert floors.versions("online")["timestamp"] == at(1, "b")
+    assert floors.versions("online")["snapshot"] == at(1)

@@ -18,6 +18,7 @@ from tidewaiter_core.durable import InstanceLock
 from tidewaiter_core.errors import SecondInstanceError, TidewaiterError
 from tidewaiter_core.model import Sha256
 from tidewaiter_release.repository import export, renew_media
+from tidewaiter_release.repository.signing import prepare_online, write_files
 from tidewaiter_updater.directory_source import DirectorySource
 from tidewaiter_updater.errors import SourceError, TrustError
 from tidewaiter_updater.floor import FloorStore
@@ -535,3 +536,17 @@ def test_a_directory_without_a_repository_starts_no_session(
 def test_an_unknown_kind_of_source_is_not_asked(device: Device, made: MadeRelease) -> None:
     with pytest.raises(SourceError, match="expected relay or directory:"):
         device.child().check("https://example", made.path)
+
+
+def test_a_role_that_the_snapshot_no_longer_names_is_a_rollback_unless_its_keys_are_new(
+    device: Device, repository: TestRepository, made: MadeRelease
+) -> None:
+    device.session(made.path)
+    state = repository.store.load()
+    del state.snapshot.signed.meta["support-authority.json"]
+    write_files(repository.store, prepare_online(state, repository.desk, renew_snapshot=True))
+    with pytest.raises(TrustError) as caught:
+        device.session(made.path)
+    assert caught.value.code in ("trust.rollback", "trust.repository")
+    shutil.rmtree(device.state / "tuf")  # without a cache, python-tuf itself sees nothing wrong
+    assert device.code(made.path) == "trust.rollback"

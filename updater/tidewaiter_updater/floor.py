@@ -26,6 +26,7 @@ from tidewaiter_updater.model import FloorValues
 from tidewaiter_updater.trust_versions import (
     Versions,
     newest_of,
+    raised,
     require_not_below,
     versions_from_json,
     versions_to_json,
@@ -109,7 +110,7 @@ class FloorStore:
         with self._lock:
             before = self.versions(repository)
             require_not_below(before, versions)
-            merged = {**before, **versions}
+            merged = raised(before, versions)
             self._save(
                 replace(
                     self._own,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from tidewaiter_core.clock import format_utc
-from tuf.api.metadata import Metadata, Root, Signed, Snapshot, Targets, Timestamp
+from tuf.api.metadata import DelegatedRole, Metadata, Root, Signed, Snapshot, Targets, Timestamp
 
 from tidewaiter_updater.errors import TrustError
 from tidewaiter_updater.trust_versions import RoleFloor, Versions
@@ -76,16 +76,16 @@ class VerifiedFiles:
         versions = {"root": root.version, "timestamp": self._signed("timestamp", Timestamp).version}
         versions |= {"snapshot": snapshot.version, "targets": targets.version}
         keys = {role: _key_set(root, root.roles[role].keyids) for role in versions}
-        if targets.delegations is not None and targets.delegations.roles is not None:
-            for name, role in targets.delegations.roles.items():
-                meta = snapshot.meta.get(f"{name}.json")
-                if meta is None:
-                    raise TrustError(
-                        f"repository: role {name} is delegated but not in the snapshot; nothing is used"
-                    )
+        for name, role in _delegations(targets).items():
+            meta = snapshot.meta.get(f"{name}.json")
+            if meta is not None:
                 versions[name] = meta.version
                 keys[name] = _key_set(targets.delegations, role.keyids)
         return {role: RoleFloor(version=version, keys=keys[role]) for role, version in versions.items()}
+
+    def delegated(self) -> frozenset[str]:
+        """The roles that the top-level `targets` delegates to."""
+        return frozenset(_delegations(self.targets("targets")))
 
     def expiries(self, used: set[str]) -> Iterator[tuple[str, Signed, str]]:
         """The top-level roles and the `used` ones, each with its file name and its expiry in words."""
@@ -104,6 +104,11 @@ class VerifiedFiles:
         if not isinstance(metadata.signed, kind):
             raise TrustError(f"{self._dir}/{name}: expected {kind.__name__} metadata; nothing of it is used")
         return metadata.signed
+
+
+def _delegations(targets: Targets) -> Mapping[str, DelegatedRole]:
+    roles = targets.delegations.roles if targets.delegations is not None else None
+    return roles or {}
 
 
 def _key_set(delegator: Any, keyids: list[str]) -> str:

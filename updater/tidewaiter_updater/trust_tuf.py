@@ -32,7 +32,7 @@ from tidewaiter_updater.trust_cache import sync, tidy
 from tidewaiter_updater.trust_faults import expired, is_page, page_error, translated
 from tidewaiter_updater.trust_fetch import METADATA_URL, SourceFetcher
 from tidewaiter_updater.trust_files import Chain, VerifiedFiles
-from tidewaiter_updater.trust_versions import Versions, require_not_below
+from tidewaiter_updater.trust_versions import Versions, require_not_below, restarted
 
 _HASHES: Final = ("sha256", "sha512")
 
@@ -156,6 +156,13 @@ class TufSession:
         """
         versions = self.files.versions()
         require_not_below(self._floors, versions)
+        silent = (self._floors.keys() & self.files.delegated()) - versions.keys()
+        if silent - restarted(self._floors, versions):
+            raise TrustError(
+                f"repository: {', '.join(sorted(silent))} is delegated to, but the snapshot no longer names its version; "
+                "nothing is used",
+                code="trust.rollback",
+            )
         # Only of what was used: a role that was not may lie expired in the cache.
         for name, signed, expires in self.files.expiries(self._used):
             if signed.is_expired(self._now):

@@ -57,13 +57,15 @@ def versions_from_json(value: object) -> dict[str, RoleFloor]:
 def require_not_below(floors: Versions, found: Versions) -> None:
     """Refuse verified metadata that is older than what was verified before.
 
-    TUF 5.3.11: when a root change replaces the keys of timestamp or snapshot, both histories restart, else a stolen online key
-    that counted to 2**31 once would block updates for ever. Any other role restarts when its own keys change. Root never does.
+    TUF 5.3.11: when a root change replaces the keys of timestamp or snapshot, what they vouched for restarts, else a stolen
+    online key that counted to 2**31 once would block updates for ever. That is every role but root: the version of a targets
+    role is known from the snapshot, whether or not its own file was ever fetched. A targets role restarts when its own keys
+    change, too.
 
     Raises:
         TrustError: trust.rollback.
     """
-    changed = _restarted(floors, found)
+    changed = restarted(floors, found)
     for role, floor in floors.items():
         if role in found and role not in changed and found[role].version < floor.version:
             raise TrustError(
@@ -73,23 +75,29 @@ def require_not_below(floors: Versions, found: Versions) -> None:
             )
 
 
+def raised(floors: Versions, found: Versions) -> dict[str, RoleFloor]:
+    """The floors after a session that found what is not below them; a role it did not name keeps a floor that still means it."""
+    kept = {role: floor for role, floor in floors.items() if role not in restarted(floors, found)}
+    return {**kept, **found}
+
+
 def newest_of(own: Versions, image: Versions) -> Versions:
     """The floors of two records: the higher version, or, where keys were replaced, the record under the newer root."""
-    restarted = _restarted(own, image)
+    anew = restarted(own, image)
     image_is_newer = "root" in image and ("root" not in own or image["root"].version > own["root"].version)
     newest = {**image, **own}
     for role in own.keys() & image.keys():
         higher = image[role].version > own[role].version
-        if image_is_newer if role in restarted else higher:
+        if image_is_newer if role in anew else higher:
             newest[role] = image[role]
     return newest
 
 
-def _restarted(floors: Versions, found: Versions) -> set[str]:
+def restarted(floors: Versions, found: Versions) -> set[str]:
     """The roles whose history starts anew between two records, because keys were replaced."""
     changed = {role for role, floor in floors.items() if role in found and found[role].keys != floor.keys}
     if changed & {"timestamp", "snapshot"}:
-        changed |= {"timestamp", "snapshot"}
+        changed = set(floors)
     return changed - {"root"}
 
 
