@@ -789,6 +789,21 @@ def test_a_release_rejected_before_its_reboot_stays_refused() -> None:
     assert engine.check("relay", made.path).installable
 
 
+@pytest.mark.parametrize("healthy", [True, False])
+def test_security_epoch_is_raised_only_after_the_commit(healthy: bool) -> None:
+    device, made, engine = device_with(security_epoch=3)
+    device.health.sick = lambda identity: not healthy and identity.version == "2.0"
+    engine = trial(device, made, engine)
+    verdict = engine.health(given_up=lambda: False)
+    assert verdict is not None and verdict.healthy is healthy
+    assert (env_of(device).epoch, engine.transaction.ports.floors.effective().security_epoch) == (0, 0)
+    device.live(made)
+    epoch = 3 if healthy else 0
+    floors = device.power_on().transaction.ports.floors
+    assert (env_of(device).epoch, floors.effective().security_epoch) == (epoch, epoch)
+    assert device.is_running(made) is healthy
+
+
 def test_rolled_back_release_is_quarantined_until_a_newer_one() -> None:
     device, made, _ = device_with()
     device.health.sick = lambda identity: identity.version == "2.0"

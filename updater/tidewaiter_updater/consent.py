@@ -25,14 +25,15 @@ class SitePolicy(StrEnum):
 _RANK = {Channel.NONE: 0, Channel.SITE: 1, Channel.LOCAL: 2}
 
 
-def required_channel(release_policy: str, site: SitePolicy, *, reversible: bool = True) -> Channel:
+def required_channel(release_policy: str, site: SitePolicy, *, local_only: bool = False) -> Channel:
     """The weakest channel that suffices: the stricter of what the release and the site ask for.
 
     Args:
-        reversible: False when the earlier release could not read the data any more: only a person at the device may agree.
+        local_only: Only a person at the device may agree: the earlier release could not read the data any more, or the
+            release goes back to an older one.
     """
     asked = Channel(release_policy)
-    return Channel.LOCAL if site is not SitePolicy.SERVER or not reversible else asked
+    return Channel.LOCAL if site is not SitePolicy.SERVER or local_only else asked
 
 
 def required_scopes(scope: Scope, *, reversible: bool) -> tuple[Scope, ...]:

@@ -13,6 +13,7 @@ from tidewaiter_core.audit import Outcome
 
 from tidewaiter_updater import decision
 from tidewaiter_updater.boot import BootEnvError
+from tidewaiter_updater.downgrade import going_back
 from tidewaiter_updater.errors import InterlockError
 from tidewaiter_updater.journal import JournalEntry
 from tidewaiter_updater.model import NO_TXN, BootEnv, FloorValues, SlotRecord, is_medium, txn_of
@@ -38,7 +39,7 @@ class Effects:
         self._noticed: set[tuple[str, Notice]] = set()
         self._table: Mapping[Effect, Callable[[], None]] = {
             Effect.AUDIT_INSTALLING: lambda: self._t.audit(
-                "update.installing", detail=f"from {self._entry.source}"
+                "update.installing", detail=f"from {self._entry.source}{going_back(self._t)}"
             ),
             Effect.DISARM: lambda: self._decide(lambda env: decision.disarm(env, self._entry.target)),
             Effect.JOURNAL: self._t.save,

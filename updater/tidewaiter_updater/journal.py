@@ -170,6 +170,15 @@ class Journal:
     def save_release(self, digest: Sha256, data: bytes) -> None:
         self._documents.write_blob(f"release/{digest}.json", data)
 
+    def permit_bytes(self, digest: Sha256) -> bytes | None:
+        """The downgrade permit that was found with `digest`, None if there was none."""
+        return self._documents.read_blob(f"permit/{digest}.json") or None
+
+    def save_permit(self, digest: Sha256, data: bytes | None) -> None:
+        """Keep a permit, or that a release has none (any more)."""
+        if data != self.permit_bytes(digest):
+            self._documents.write_blob(f"permit/{digest}.json", data or b"")
+
     def free_bytes(self) -> int:
         return self._documents.free_bytes()
 

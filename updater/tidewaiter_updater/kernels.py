@@ -41,6 +41,8 @@ Received = Callable[[int], None]
 class KernelImages:
     """Port Kernels over the EFI system partition, and the half of a SlotStore that is not in the slot."""
 
+    newest_wins = True
+
     def __init__(
         self,
         esp: Esp,

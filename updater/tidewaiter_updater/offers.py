@@ -15,6 +15,7 @@ from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater.consent import SitePolicy
+from tidewaiter_updater.downgrade import fetch_permit, require_permit
 from tidewaiter_updater.errors import OfferRefusedError, TrustError
 from tidewaiter_updater.model import SlotRecord, txn_of
 from tidewaiter_updater.transaction import Transaction
@@ -50,6 +51,8 @@ class Offers:
         try:
             data = self._t.ports.trust.check(source, release_path)
             release = Release.parse(data, limits=self._t.limits)
+            if self._t.goes_back(release):
+                fetch_permit(self._t, source, release)
         except TidewaiterError as err:
             if isinstance(err, TrustError) or err.code.startswith(("release.", "payload.")):
                 self._audit_refusal(release_path, err.code, digest="", name=release_path, actor=actor)
@@ -131,13 +134,9 @@ class Offers:
         running = self._t.running_record()
         if running is not None and running.digest == release.digest:
             return  # repair of the other slot
-        lowest = max(identity.sequence, floors.sequence)
-        if release.sequence <= lowest:
-            raise OfferRefusedError(
-                f"{name}: sequence {release.sequence} is not above {lowest} ({identity.version} runs); refused",
-                code="release.sequence",
-            )
-        if identity.sequence not in release.from_range:
+        if self._t.goes_back(release):
+            require_permit(self._t, release)
+        elif identity.sequence not in release.from_range:
             raise OfferRefusedError(
                 f"{name}: installs over sequences {release.from_range.min_sequence} to {release.from_range.max_sequence}, "
                 f"{identity.sequence} runs; refused",

@@ -122,6 +122,9 @@ class SlotStore(Protocol):
 class Kernels(Protocol):
     """Kernel images that the boot loader starts from outside the slots."""
 
+    newest_wins: bool
+    """The loader itself prefers the newest version, so that an older one cannot be made to stay."""
+
     def require(self, slot: SlotName, release: Release) -> None:
         """Refuse (OfferRefusedError) a release that this loader could not start from `slot`. Only looks."""
 
@@ -131,6 +134,8 @@ class Kernels(Protocol):
 
 class KernelsInSlots:
     """Kernels of a loader that takes the kernel from the slot: there is nothing beside the image."""
+
+    newest_wins = False
 
     def require(self, slot: SlotName, release: Release) -> None: ...
     def discard(self, slot: SlotName) -> None: ...

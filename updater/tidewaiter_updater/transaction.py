@@ -250,6 +250,17 @@ class Transaction:
         record = self.running_record()
         return self.load_release(record.digest) if record is not None else None
 
+    def lowest_sequence(self) -> int:
+        """What an offer has to be above, unless a permit allows to go back."""
+        return max(self.identity.sequence, self.ports.floors.effective().sequence)
+
+    def goes_back(self, release: Release) -> bool:
+        """Whether `release` is no newer than what runs or ran; the running one itself repairs the other slot."""
+        running = self.running_record()
+        if running is not None and running.digest == release.digest:
+            return False
+        return release.sequence <= self.lowest_sequence()
+
     def burns_bridge(self, env: BootEnv) -> bool:
         """Whether the committed release made data that the other slot cannot read, and that slot may still boot.
 
@@ -270,7 +281,11 @@ class Transaction:
         if release is None or entry is None:
             raise RuntimeError("consent without a release")
         reversible = release.data.reversible
-        needed = required_channel(release.policy.consent.value, self.site.consent, reversible=reversible)
+        needed = required_channel(
+            release.policy.consent.value,
+            self.site.consent,
+            local_only=not reversible or self.goes_back(release),
+        )
         scopes = required_scopes(scope, reversible=reversible)
         now = self.ports.clock.now_utc()
         if covers(entry.consent, digest=release.digest, scopes=scopes, needed=needed, now=now):

@@ -13,6 +13,7 @@ from typing import Any
 
 from tidewaiter_core import strictjson
 from tidewaiter_core.clock import parse_utc
+from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES
 
 from tidewaiter_release.errors import InputError
 
@@ -49,7 +50,13 @@ def build_permit(
         "not_after_utc": f"{not_after_utc.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
         "reason": reason,
     }
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    data = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    if len(data) > RELEASE_LIMIT_BYTES:
+        raise InputError(
+            f"permit: {len(data)} bytes for {len(serials or ())} serial numbers, devices read at most {RELEASE_LIMIT_BYTES}; "
+            "name fewer, or all"
+        )
+    return data
 
 
 def check_document(target: str, data: bytes, *, now_utc: datetime) -> None:
