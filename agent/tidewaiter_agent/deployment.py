@@ -146,6 +146,9 @@ class Deployment:
                 self._backoff.reset()
                 self._consent.withdraw(action.digest)
                 self._feedback.report(report_of(status))
+                if action.download and "source.vanished" in status.waiting_for:
+                    # Somebody took the stick away from which this release came; the server has it, too.
+                    self._updater.install(action.digest, None)
                 return ACTIVE_S
 
     def _activate(self, action: Action, status: UpdaterStatus) -> float:

@@ -19,6 +19,7 @@ from tidewaiter_release.repository import export
 from tests.sim.clock import FakeClock
 from tests.sim.hal import HalProcess
 from tests.sim.injector import InjectorSimulator
+from tests.sim.loop import loop_device, mounted, tool
 from tests.sim.old_clock import python_of_1970
 from tests.sim.packs import random_image
 from tests.sim.relay import Answer, Ask, Relay
@@ -207,6 +208,31 @@ def test_the_medium_is_let_go_once_the_release_is_in_its_slot(tmp_path: Path) ->
         updater.boot()
         assert install(updater, stick).returncode == 0
         updater.until(lambda: not holds_open(updater, stick), "the medium is let go", limit_s=10)
+
+
+@pytest.mark.privileged
+def test_a_stick_that_the_updater_cannot_see_is_installed_from_all_the_same(tmp_path: Path) -> None:
+    unshare = tool("unshare", "util-linux")
+    with device(tmp_path) as (updater, _):
+        updater.repository.add_release(NEW, "2.0", 2)
+        stick = write_stick(tmp_path, updater.repository, "2.0")
+        image = tmp_path / "stick.img"
+        subprocess.run(
+            [tool("mke2fs", "e2fsprogs"), "-q", "-t", "ext4", "-d", stick, image, "64M"], check=True
+        )
+        alone = tmp_path / "python"  # its own view of mounts, as the unit's sandbox gives it
+        alone.write_text(f'#!/bin/sh\nexec {unshare} --mount --propagation private {updater.python} "$@"\n')
+        alone.chmod(0o755)
+        updater.python = str(alone)
+        (tmp_path / "mnt").mkdir()
+        with loop_device(image) as block:
+            updater.boot()
+            with mounted(block, tmp_path / "mnt", "-o", "ro,nosuid,nodev,noexec") as mount:
+                assert updater.process is not None
+                assert not Path(f"/proc/{updater.process.pid}/root{mount}/TIDEWAITER").exists()
+                done = install(updater, mount)
+                assert (done.returncode, updater.status()["phase"]) == (0, "STAGED"), done.stderr
+            assert (updater.home / "slot-b").read_bytes() == NEW
 
 
 def test_a_release_that_is_no_newer_is_named_and_nothing_is_written(tmp_path: Path) -> None:

@@ -367,6 +367,28 @@ def test_cancel_of_another_action_leaves_the_present_one_alone(bench: Bench) -> 
     assert bench.updates.action is None
 
 
+def test_a_stick_that_was_taken_away_leaves_the_release_to_the_network(bench: Bench) -> None:
+    bench.offer()
+    bench.run()
+    bench.world.phase, bench.world.source = "TRANSFER", "directory:/media/stick"
+    bench.world.waiting_for = []
+    bench.run(2)
+    assert len(bench.world.called("Install")) == 1
+    bench.world.waiting_for = ["source.vanished"]
+    bench.run(1)
+    again = bench.world.called("Install")[1:]
+    assert [(call["digest"], call["source"], call["medium"]) for call in again] == [(DIGEST, None, None)]
+
+
+def test_a_download_that_the_server_withdrew_is_not_taken_over(bench: Bench) -> None:
+    bench.offer()
+    bench.run()
+    bench.offer(download=False)
+    bench.world.phase, bench.world.waiting_for = "TRANSFER", ["source.vanished"]
+    bench.run(2)
+    assert len(bench.world.called("Install")) == 1
+
+
 def test_confirmation_is_answered_and_the_deployment_follows(bench: Bench) -> None:
     bench.offer(confirming=True)
     bench.run()

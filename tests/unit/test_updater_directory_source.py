@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tidewaiter_updater.directory_source import DirectorySource
 from tidewaiter_updater.errors import SourceError, SourceRefusedError
 from tidewaiter_updater.media_bay import MediaBay
 from tidewaiter_updater.model import is_medium
+
+from tests.sim.loop import loop_device, mounted, tool
 
 BYTES = bytes(range(256)) * 4096
 NAME = "directory:/media/stick"
@@ -160,6 +163,36 @@ def test_a_vanished_stick_is_not_a_missing_file(stick: Path) -> None:
     shutil.rmtree(stick)
     err = refused(source)
     assert (err.code, err.retryable) == ("source.vanished", True)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("filesystem", ["vfat", "ext4"])
+def test_a_stick_whose_device_is_gone_has_vanished_whatever_its_file_system_says(
+    stick: Path, tmp_path: Path, filesystem: str
+) -> None:
+    image = tmp_path / "stick.img"
+    fill(image, stick, filesystem)
+    with loop_device(image) as device, mounted(device, tmp_path / "mnt", "-o", "ro") as mount:
+        source = opened(mount)
+        source.require_present()
+        os.truncate(image, 0)  # a device that answers nothing any more
+        for path in (PACK, "releases/p/9/never-looked-at"):
+            assert refused(source, path).code == "source.vanished"
+        with pytest.raises(SourceError):
+            source.require_present()
+        source.close()
+
+
+def fill(image: Path, folder: Path, filesystem: str) -> None:
+    """A file system with the content of `folder`, too large to be in any cache by accident."""
+    image.touch()
+    os.truncate(image, 64 << 20)
+    if filesystem == "ext4":
+        subprocess.run([tool("mke2fs", "e2fsprogs"), "-q", "-t", "ext4", "-d", folder, image], check=True)
+        return
+    subprocess.run([tool("mkfs.vfat", "dosfstools"), image], check=True, stdout=subprocess.DEVNULL)
+    parts = [str(path) for path in folder.iterdir()]
+    subprocess.run([tool("mcopy", "mtools"), "-s", "-i", str(image), *parts, "::"], check=True)
 
 
 def test_a_directory_without_a_repository_says_so(tmp_path: Path) -> None:
