@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -50,6 +51,8 @@ class FaultyDisk:
         self.is_open = True
         self._medium = bytearray(content.ljust(size_bytes, b"\xa5"))
         self._pending: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+        """One thread writes while another syncs and others read."""
 
     @property
     def written_bytes(self) -> int:
@@ -61,52 +64,56 @@ class FaultyDisk:
         return bytes(self._medium)
 
     def read(self, buffer: memoryview, offset: int) -> int:
-        self._aligned(len(buffer), offset)
-        self.reads.append((offset, len(buffer)))
-        for block in self._blocks(offset, len(buffer)):
-            if block in self.faults.read_errors:
-                self._raise(self.faults.read_errors.pop(block))
-            start = block * BLOCK_BYTES - offset
-            data = self._pending.get(block, self._medium[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
-            buffer[start : start + BLOCK_BYTES] = data
-        return len(buffer)
+        with self._lock:
+            self._aligned(len(buffer), offset)
+            self.reads.append((offset, len(buffer)))
+            for block in self._blocks(offset, len(buffer)):
+                if block in self.faults.read_errors:
+                    self._raise(self.faults.read_errors.pop(block))
+                start = block * BLOCK_BYTES - offset
+                data = self._pending.get(block, self._medium[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
+                buffer[start : start + BLOCK_BYTES] = data
+            return len(buffer)
 
     def write(self, buffer: memoryview, offset: int) -> int:
-        self._aligned(len(buffer), offset)
-        length = len(buffer)
-        for block in self._blocks(offset, length):
-            if block in self.faults.write_errors:
-                self._raise(self.faults.write_errors.pop(block))
-        full = self.faults.full_after_bytes
-        if full is not None and self.written_bytes + length > full:
-            self._raise(errno.ENOSPC)
-        if self.faults.short_writes > 0 and length > BLOCK_BYTES:
-            self.faults.short_writes -= 1
-            length = BLOCK_BYTES
-        self.writes.append((offset, length))
-        for block in self._blocks(offset, length):
-            start = block * BLOCK_BYTES - offset
-            self._pending[block] = bytes(buffer[start : start + BLOCK_BYTES])
-        self.most_unsynced_bytes = max(self.most_unsynced_bytes, len(self._pending) * BLOCK_BYTES)
-        return length
+        with self._lock:
+            self._aligned(len(buffer), offset)
+            length = len(buffer)
+            for block in self._blocks(offset, length):
+                if block in self.faults.write_errors:
+                    self._raise(self.faults.write_errors.pop(block))
+            full = self.faults.full_after_bytes
+            if full is not None and self.written_bytes + length > full:
+                self._raise(errno.ENOSPC)
+            if self.faults.short_writes > 0 and length > BLOCK_BYTES:
+                self.faults.short_writes -= 1
+                length = BLOCK_BYTES
+            self.writes.append((offset, length))
+            for block in self._blocks(offset, length):
+                start = block * BLOCK_BYTES - offset
+                self._pending[block] = bytes(buffer[start : start + BLOCK_BYTES])
+            self.most_unsynced_bytes = max(self.most_unsynced_bytes, len(self._pending) * BLOCK_BYTES)
+            return length
 
     def zero(self, offset: int, length: int) -> None:
-        self.zeroed.append((offset, length))
-        for block in self._blocks(offset, length):
-            self._pending[block] = bytes(BLOCK_BYTES)
+        with self._lock:
+            self.zeroed.append((offset, length))
+            for block in self._blocks(offset, length):
+                self._pending[block] = bytes(BLOCK_BYTES)
 
     def sync(self) -> None:
-        self.syncs += 1
-        if self.faults.sync_error is not None:
-            code, self.faults.sync_error = self.faults.sync_error, None
-            self._raise(code)
-        if self.faults.lies > 0 and self._pending:
-            self.faults.lies -= 1
-            del self._pending[min(self._pending)]
-        for block, data in self._pending.items():
-            if block not in self.faults.stuck_blocks:
-                self._medium[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = data
-        self._pending.clear()
+        with self._lock:
+            self.syncs += 1
+            if self.faults.sync_error is not None:
+                code, self.faults.sync_error = self.faults.sync_error, None
+                self._raise(code)
+            if self.faults.lies > 0 and self._pending:
+                self.faults.lies -= 1
+                del self._pending[min(self._pending)]
+            for block, data in self._pending.items():
+                if block not in self.faults.stuck_blocks:
+                    self._medium[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = data
+            self._pending.clear()
 
     def reopen(self) -> FaultyDisk:
         self.sync()
@@ -117,10 +124,11 @@ class FaultyDisk:
 
     def power_cut(self, *, keep: Iterable[int] = ()) -> None:
         """Drop what was not synced, but for the pending blocks `keep` (a disk may write any subset)."""
-        for block in keep:
-            if block in self._pending:
-                self._medium[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = self._pending[block]
-        self._pending.clear()
+        with self._lock:
+            for block in keep:
+                if block in self._pending:
+                    self._medium[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = self._pending[block]
+            self._pending.clear()
 
     def corrupt(self, offset: int) -> None:
         """Flip a bit of the medium behind everybody's back."""
