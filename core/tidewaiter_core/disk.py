@@ -45,6 +45,9 @@ class Disk(Protocol):
     def write(self, fd: int, data: bytes) -> int:
         """Write at the file's position; may take less than it is given."""
 
+    def write_at(self, fd: int, data: bytes, offset: int) -> int:
+        """Write from `offset` on, whatever the file's position; may take less than it is given."""
+
     def truncate(self, fd: int, length: int) -> None: ...
     def permit(self, fd: int, mode: int) -> None:
         """Set the permission bits of an open file."""
@@ -107,6 +110,9 @@ class SystemDisk:
 
     def write(self, fd: int, data: bytes) -> int:
         return os.write(fd, data)
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> int:
+        return os.pwrite(fd, data, offset)
 
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)

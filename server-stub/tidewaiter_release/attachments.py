@@ -14,7 +14,7 @@ from typing import Any
 
 from tidewaiter_core.durable import write_atomic
 from tidewaiter_core.model import Sha256, SlotName
-from tidewaiter_core.payload.components import FIRMWARE_LIMIT_BYTES, UKI_LIMIT_BYTES
+from tidewaiter_core.payload.components import FIRMWARE_LIMIT_BYTES, UKI_LIMIT_BYTES, uki_pieces
 from tidewaiter_core.payload.release import SBOM_LIMIT_BYTES
 
 from tidewaiter_release.errors import InputError
@@ -66,7 +66,9 @@ def read_attachments(
     for slot, path in sorted(ukis.items()):
         name = f"kernel-{slot.lower()}.efi"
         files[name] = _read(path, UKI_LIMIT_BYTES)
-        components.append({"kind": "uki", "slot": slot.value, **_part(f"{directory}/{name}", files[name])})
+        pieces = [piece.sha256 for piece in uki_pieces(files[name])]
+        part = _part(f"{directory}/{name}", files[name])
+        components.append({"kind": "uki", "slot": slot.value, **part, "pieces": pieces})
     for one in firmware:
         data = _read(one.file, FIRMWARE_LIMIT_BYTES)
         image = read_mcuboot(data, what=str(one.file))

@@ -6,6 +6,7 @@ The checks are those a device makes, in one pass over index and pack, with one c
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from tidewaiter_core.payload import (
     SlotComponent,
     require_match,
 )
-from tidewaiter_core.payload.components import PartRef
+from tidewaiter_core.payload.components import PartRef, UkiComponent, uki_pieces
 from tidewaiter_core.payload.index import ReadAt
 
 from tidewaiter_release.build import part_name, read_release, slot_files
@@ -47,6 +48,9 @@ def check_build(
     others = [part for part in (*release.components, release.sbom) if isinstance(part, PartRef)]
     for part in (slot.index, slot.pack, *others):
         check_file(directory / part_name(part.path), length=part.length, sha256=part.sha256)
+    for part in others:
+        if isinstance(part, UkiComponent):
+            check_pieces(part, (directory / part_name(part.path)).read_bytes())
     progress = Progress(f"checking {release.version}", slot.image_bytes, stream=stream)
     with index_path.open("rb") as index, pack_path.open("rb") as pack:
         reader = IndexReader(_read_at(index.fileno()), slot.index.length, limits=limits)
@@ -55,6 +59,20 @@ def check_build(
     for patch in slot.patches:
         check_patch(directory / part_name(patch.path), slot, patch, limits=limits)
     return data, release
+
+
+def check_pieces(part: UkiComponent, data: bytes) -> None:
+    """Compare a kernel image with the pieces that release.json names: a device would fetch them all, and then refuse the whole.
+
+    Raises:
+        PayloadChunkError: A piece is another.
+    """
+    for signed, found in itertools.zip_longest(part.pieces, uki_pieces(data)):
+        if signed != found:
+            where = (signed or found).offset
+            raise PayloadChunkError(
+                f"{part.path}: the piece at {where} is not the one that release.json names; a device would never stage it"
+            )
 
 
 def check_slot(

@@ -13,13 +13,14 @@ from tidewaiter_updater.boot.copies import CopyStore
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, DirectEsp, Esp
 from tidewaiter_updater.boot.grub import FILES, EnvFiles
 from tidewaiter_updater.boot.sdboot import SdBoot
-from tidewaiter_updater.boot.staged import StagedUki, stage
+from tidewaiter_updater.boot.staged import StagedUki
 from tidewaiter_updater.model import BootEnv
 from tidewaiter_updater.phases import Phase, classify
 
 from tests.sim.boot.fat import ROOT, FatDisk, Records, format_esp
 from tests.sim.boot.installed import SdBootFolder
 from tests.sim.boot.sdboot import SdBootScript
+from tests.sim.boot.staging import stage_whole
 from tests.sim.loop import loop_device, mounted, tool
 
 pytestmark = [pytest.mark.integration, pytest.mark.req("UP-15")]
@@ -57,7 +58,7 @@ class Machine:
         boot = self.control(A)
         boot.write(decision.disarm(self.record(), B))
         uki = StagedUki(txn=TXN, sha256=Sha256.of(KERNEL), version="2.0", slot=B)
-        stage(self.esp, uki, [KERNEL], length=len(KERNEL))
+        stage_whole(self.esp, uki, KERNEL)
         boot.write(decision.arm(self.record(), B, tries=3, txn=TXN, boot_id=BOOT))
 
     def commit(self) -> None:

@@ -9,13 +9,14 @@ from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_updater import decision
 from tidewaiter_updater.boot.esp import ENTRIES, Esp
 from tidewaiter_updater.boot.sdboot import SdBoot
-from tidewaiter_updater.boot.staged import StagedUki, stage
+from tidewaiter_updater.boot.staged import StagedUki
 from tidewaiter_updater.boot.ukiname import UkiName, is_before
 from tidewaiter_updater.model import BootEnv
 from tidewaiter_updater.phases import Phase, classify
 
 from tests.sim.boot.fat import ROOT, FatDisk, Records, format_esp
 from tests.sim.boot.sdboot_qemu import install, kernel_image, power_on, require
+from tests.sim.boot.staging import stage_whole
 
 pytestmark = [pytest.mark.integration, pytest.mark.req("UP-15")]
 
@@ -49,7 +50,7 @@ class Machine:
         boot = self.control(A)
         boot.write(decision.disarm(self.record(), B))
         uki = StagedUki(txn=TXN, sha256=Sha256.of(KERNEL), version="2.0", slot=B)
-        stage(self.esp, uki, [KERNEL], length=len(KERNEL))
+        stage_whole(self.esp, uki, KERNEL)
         boot.write(decision.arm(self.record(), B, tries=2, txn=TXN, boot_id=BOOT))
 
     def put(self, entry: UkiName) -> None:

@@ -62,6 +62,7 @@ _FIELDS: dict[str, Any] = {
             "path": f"{DIRECTORY}/a.efi",
             "length": 9_000_000,
             "sha256": digest("uki"),
+            "pieces": [digest(f"uki {number}") for number in range(9)],
         },
         {
             "kind": "firmware",

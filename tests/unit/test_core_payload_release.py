@@ -19,7 +19,7 @@ from tidewaiter_core.payload import (
     release_path,
 )
 from tidewaiter_core.payload.policy import FirmwareRange, Rollout, SequenceRange
-from tidewaiter_core.payload.release import FirmwareComponent, UkiComponent
+from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES, FirmwareComponent, UkiComponent
 
 from tests.sim.release_document import changed, digest, release_fields
 
@@ -38,6 +38,32 @@ def test_a_full_document_is_read_field_by_field() -> None:
     assert release.firmware_compat["head"].max == "1.4.9"
     assert release.notes["en"].count("\n") == 1
     assert release.path == release_path("contrast-injector", "2.4.1")
+
+
+def test_the_pieces_of_a_kernel_image_cover_it_in_order_and_may_be_equal() -> None:
+    release = Release.parse(build_release(changed("components.1.pieces", [digest("zeros")] * 9)))
+    kernel = release.components[1]
+    assert isinstance(kernel, UkiComponent)
+    assert [piece.offset for piece in kernel.pieces] == [number * 1024**2 for number in range(9)]
+    assert sum(piece.length for piece in kernel.pieces) == kernel.length == 9_000_000
+    assert {piece.sha256 for piece in kernel.pieces} == {digest("zeros")}
+
+
+def test_the_only_piece_of_a_kernel_image_is_the_whole() -> None:
+    fields = changed("components.1.length", 1024**2)
+    fields["components"][1]["pieces"] = [digest("uki")]
+    assert Release.parse(build_release(fields)).components[1]
+    fields["components"][1]["pieces"] = [digest("another")]
+    with pytest.raises(ReleaseSchemaError, match="the only piece is the whole image"):
+        Release.parse(encoded(fields))
+
+
+def test_the_pieces_of_two_kernel_images_of_the_largest_size_leave_room_in_the_document() -> None:
+    fields = release_fields()
+    largest = fields["components"][1] | {"length": 128 * 1024**2}
+    largest["pieces"] = [digest(f"piece {number}") for number in range(128)]
+    fields["components"] = [fields["components"][0], largest, largest | {"slot": "B"}]
+    assert len(build_release(fields)) < RELEASE_LIMIT_BYTES // 2
 
 
 def test_the_digest_is_that_of_the_bytes_and_txn_its_first_8_bytes() -> None:
@@ -149,6 +175,9 @@ BOUNDS = [
     ("components.0.patches.0.from_root", digest("root")),
     ("components.1.length", 128 * 1024**2 + 1),
     ("components.1.slot", "C"),
+    ("components.1.pieces", [digest("piece")] * 8),
+    ("components.1.pieces", [digest("piece")] * 10),
+    ("components.1.pieces", [digest("piece")] * 8 + ["0" * 63]),
     ("components.2.length", 4 * 1024**2 + 1),
     ("components.2.path", "releases/contrast-injector/2.4.1/head.bin"),
     ("components.2.image_path", "/etc/passwd"),

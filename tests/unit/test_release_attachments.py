@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tidewaiter_core.model import SlotName
-from tidewaiter_core.payload import Release
+from tidewaiter_core.payload import PayloadChunkError, Release
+from tidewaiter_core.payload.components import UKI_PIECE_BYTES, uki_pieces
 from tidewaiter_release.attachments import Firmware
 from tidewaiter_release.check import check_build
 from tidewaiter_release.cli import main
@@ -96,6 +97,21 @@ def test_an_earlier_build_leaves_nothing_in_the_directory(image: Path, files: Pa
         "index.twci",
         "pack.twpk",
     }
+
+
+def test_a_kernel_image_is_named_with_its_pieces_and_a_wrong_one_is_found_before_anybody_signs(
+    image: Path, files: Path, tmp_path: Path
+) -> None:
+    kernel = bytes(2 * UKI_PIECE_BYTES) + b"end"
+    (files / "a.efi").write_bytes(kernel)
+    run_build(image, tmp_path / "out", *everything(files))
+    document = json.loads((tmp_path / "out/release.json").read_text())
+    part = next(one for one in document["components"] if one.get("slot") == "A")
+    assert part["pieces"] == [piece.sha256 for piece in uki_pieces(kernel)]
+    part["pieces"][1] = "0" * 64
+    (tmp_path / "out/release.json").write_text(json.dumps(document))
+    with pytest.raises(PayloadChunkError, match="piece at 1048576"):
+        check_build(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["kernel-a.efi", "firmware-head-1.2.3.bin", "sbom.json"])

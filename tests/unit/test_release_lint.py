@@ -14,7 +14,7 @@ from tidewaiter_release.repository.keys import generate
 from tidewaiter_release.repository.signing import commit, prepare_online, write_files
 
 from tests.sim.clock import FakeClock
-from tests.sim.release_document import changed
+from tests.sim.release_document import changed, release_fields
 from tests.sim.repository import TestRepository
 
 IMAGE = bytes(range(256)) * 1024
@@ -219,6 +219,14 @@ def test_a_release_whose_parts_are_no_targets_of_the_right_role_is_an_error(
     assert "index.twci, which is no target of role os" in found
     assert "firmware/head/1.4.0/image.bin, which is no target of role injector-firmware" in found
     assert "brings head 1.5.0, outside its own firmware_compat" in texts(repository, "firmware")
+
+
+def test_a_kernel_image_that_is_not_made_of_its_pieces_is_an_error(repository: TestRepository) -> None:
+    repository.add_target(
+        "os", "releases/contrast-injector/2.4.1/release.json", build_release(release_fields())
+    )
+    repository.add_target("os", "releases/contrast-injector/2.4.1/a.efi", bytes(9_000_000))
+    assert "a.efi: the piece at 0 is not the one" in texts(repository, "kernel")
 
 
 def test_a_release_document_under_another_name_is_an_error(repository: TestRepository) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload.release import Release
 
+from tidewaiter_updater.kernel_fetch import KernelProgress
 from tidewaiter_updater.kernels import KernelImages
 from tidewaiter_updater.model import ByteCounts, SourceCounts, TransferProgress
 from tidewaiter_updater.ports import Control, Notify, Report, SlotStore
@@ -43,27 +44,31 @@ class KernelSlots:
         notify: Notify,
         control: Control,
     ) -> None:
-        part = release.uki(slot)
-        length = part.length if part is not None else 0
         to_come = self._slots.expected_fetch_bytes(slot, release, source)
 
-        def received(count: int) -> None:
+        def kernel_alone(kernel: KernelProgress) -> None:
             report(
                 TransferProgress(
                     counts=ByteCounts(
-                        total=length + release.slot.image_bytes,
-                        written=count,
-                        fetched=count,
-                        expected_fetch=length + to_come,
+                        total=kernel.length + release.slot.image_bytes,
+                        written=kernel.written,
+                        skipped=kernel.kept,
+                        fetched=kernel.fetched,
+                        expected_fetch=kernel.expected + to_come,
                     ),
-                    by_source=SourceCounts(pack=count),
+                    by_source=SourceCounts(resume=kernel.kept, pack=kernel.written),
                 )
             )
 
-        fetched = self._kernels.put(
-            slot, release, source, cap_bytes=cap_bytes, control=control, received=received
+        kernel = self._kernels.put(
+            slot,
+            release,
+            source,
+            cap_bytes=cap_bytes,
+            control=control,
+            notify=notify,
+            report=kernel_alone,
         )
-        kept = length if fetched == 0 else 0
 
         def beside_kernel(progress: TransferProgress) -> None:
             counts, origins = progress.counts, progress.by_source
@@ -71,24 +76,26 @@ class KernelSlots:
                 TransferProgress(
                     counts=replace(
                         counts,
-                        total=counts.total + length,
-                        written=counts.written + length - kept,
-                        skipped=counts.skipped + kept,
-                        fetched=counts.fetched + fetched,
-                        expected_fetch=counts.expected_fetch + fetched,
+                        total=counts.total + kernel.length,
+                        written=counts.written + kernel.written,
+                        skipped=counts.skipped + kernel.kept,
+                        fetched=counts.fetched + kernel.fetched,
+                        expected_fetch=counts.expected_fetch + kernel.expected,
                     ),
                     by_source=replace(
-                        origins, resume=origins.resume + kept, pack=origins.pack + length - kept
+                        origins, resume=origins.resume + kernel.kept, pack=origins.pack + kernel.written
                     ),
                 )
             )
 
+        # What an earlier attempt staged counts, too: the same plan is allowed or not, with and without a cut.
+        spent = kernel.kept + kernel.fetched
         self._slots.write(
             slot,
             release,
             source,
             resume=resume,
-            cap_bytes=None if cap_bytes is None else cap_bytes - fetched,
+            cap_bytes=None if cap_bytes is None else max(0, cap_bytes - spent),
             report=beside_kernel,
             notify=notify,
             control=control,

@@ -10,32 +10,32 @@ Source: update-engine.md section 8.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from tidewaiter_core.clock import Clock
 from tidewaiter_core.model import SlotName
-from tidewaiter_core.payload.release import Release, UkiComponent
+from tidewaiter_core.payload.components import UkiComponent
+from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater import stage
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, Esp
 from tidewaiter_updater.boot.staged import StagedUki, clear, is_staged, removable
-from tidewaiter_updater.boot.staged import stage as put
+from tidewaiter_updater.boot.staging import Staging
 from tidewaiter_updater.boot.ukiname import UkiName, is_before
-from tidewaiter_updater.errors import BudgetError, OfferRefusedError, SlotError, SourceError
+from tidewaiter_updater.errors import OfferRefusedError, SlotError
+from tidewaiter_updater.kernel_fetch import KernelFetch, KernelProgress, Thrift
 from tidewaiter_updater.model import txn_of
-from tidewaiter_updater.ports import Control
-from tidewaiter_updater.sources import SPAN_LIMIT_BYTES, Source, hashed_path
+from tidewaiter_updater.ports import Control, Notice, Notify
+from tidewaiter_updater.sources import Source
+from tidewaiter_updater.supply import Meter
 
 logger = logging.getLogger(__name__)
 
 CLUSTER_BYTES: Final = 64 * 1024
 """The largest of FAT: a file takes whole ones."""
-Received = Callable[[int], None]
-"""Called with the bytes that have arrived."""
 
 
 class KernelImages:
@@ -85,11 +85,11 @@ class KernelImages:
 
     def _require_room(self, slot: SlotName, release: Release, part: UkiComponent, *, name: str) -> None:
         uki = _staged(release, part)
-        needed = _on_medium(part.length) * (1 if self._has_name(uki) else 2)
+        needed = 2 * _on_medium(part.length) - _on_medium(min(part.length, self._size(uki)))
         # DISARM removes what starts the slot now, staging what earlier attempts left.
         files = self._esp.files(ENTRIES)
         freed = sum(files[str(entry)] for entry in self._entries(slot))
-        freed += sum(removable(self._esp, slot, keep=uki).values())
+        freed += sum(removable(self._esp, slot, keep=(uki.file_name,)).values())
         if (free := self._esp.free_bytes() + freed) < needed:
             raise OfferRefusedError(
                 f"{name}: the EFI system partition has to hold its kernel image beside the running one and a copy, "
@@ -99,15 +99,15 @@ class KernelImages:
             )
 
     def missing_bytes(self, slot: SlotName, release: Release) -> int:
-        """What `put` would fetch, by the names on the partition: a staged image is hashed when it matters."""
+        """What `put` would fetch at most, by what is listed on the partition: what is staged is hashed when it matters."""
         part = release.uki(slot)
         if part is None:
             return 0
         with _of_the_medium():
-            return 0 if self._has_name(_staged(release, part)) else part.length
+            return 0 if self._size(_staged(release, part)) == part.length else part.length
 
-    def _has_name(self, uki: StagedUki) -> bool:
-        return uki.file_name in self._esp.files(PRIVATE)
+    def _size(self, uki: StagedUki) -> int:
+        return self._esp.files(PRIVATE).get(uki.file_name, 0)
 
     def put(
         self,
@@ -117,28 +117,58 @@ class KernelImages:
         *,
         cap_bytes: int | None,
         control: Control,
-        received: Received = lambda count: None,
-    ) -> int:
-        """Stage the image of `release` for `slot`, on storage and read back; returns the bytes fetched.
+        notify: Notify,
+        report: Callable[[KernelProgress], None] = lambda progress: None,
+    ) -> KernelProgress:
+        """Stage the image of `release` for `slot`, on storage and read back, from where an earlier attempt ended.
+
+        Args:
+            cap_bytes: For the whole image, whatever is there already: a cut does not make room for a larger slot.
+            notify: Told before something is fetched that was already on the partition and right once.
 
         Raises:
-            BudgetError: More than `cap_bytes`; nothing was fetched.
-            SourceError, InstallCancelledError: As for a slot.
-            SlotError: slot.io, slot.medium or update.no-space of the partition.
+            BudgetError: More than `cap_bytes`, or far more than planned; the byte that would be too many is not fetched.
+            SourceError, InstallCancelledError: As for a slot; what arrived until then stays for the next attempt.
+            SlotError: slot.io or update.no-space of the partition.
+            PayloadChunkError: The image is not what its pieces say, a defect of the release.
         """
         part = release.uki(slot)
-        if part is None or self.is_staged(slot, release):
-            return 0
-        if cap_bytes is not None and part.length > cap_bytes:
-            raise BudgetError(
-                f"{part.path}: {part.length} bytes would have to be fetched, {cap_bytes} are allowed; "
-                "nothing was fetched or written"
-            )
-        repository = self._source_for(source, control)
-        pieces = self._pieces(part, repository, control, received)
+        if part is None:
+            return KernelProgress()
+        watch = stage.Control(paused=control.paused, cancelled=control.cancelled, beat=self._beat)
+        step = stage.Step(f"{part.path}: staging", watch, self._clock)
         with _of_the_medium():
-            put(self._esp, _staged(release, part), pieces, length=part.length)
-        return repository.received_bytes
+            staging = Staging(self._esp, _staged(release, part), part.pieces, step=step)
+        if staging.is_complete:
+            return KernelProgress(length=part.length, kept=part.length)
+        thrift = Thrift(control)
+        repository = self._source_for(source, thrift)
+        meter = Meter(
+            repository, cap_bytes=None if cap_bytes is None else max(0, cap_bytes - staging.kept_bytes)
+        )
+        meter.expect(staging.missing_bytes)
+        meter.require_cap(part.path)
+        if staging.spoiled_bytes:
+            notify(
+                Notice(
+                    code="slot.io",
+                    text=f"{part.path}: {staging.spoiled_bytes} bytes that were staged are not what was signed; fetched again",
+                )
+            )
+        fetch = KernelFetch(
+            part,
+            repository,
+            meter=meter,
+            thrift=thrift,
+            step=step,
+            notify=notify,
+            report=report,
+            kept_bytes=staging.kept_bytes,
+        )
+        with _of_the_medium():
+            staging.require_room()
+            staging.finish(fetch.obtain)
+        return fetch.progress()
 
     def is_staged(self, slot: SlotName, release: Release) -> bool:
         """Whether the image waits for ARM and is what was signed, by reading it from the medium."""
@@ -163,29 +193,6 @@ class KernelImages:
     def _entries(self, slot: SlotName) -> list[UkiName]:
         names = (UkiName.parse(name) for name in self._esp.files(ENTRIES))
         return [name for name in names if name is not None and name.slot is slot]
-
-    def _pieces(
-        self, part: UkiComponent, source: Source, control: Control, received: Received
-    ) -> Iterator[bytes]:
-        """What the source sends, whole and as signed, or an error."""
-        target = hashed_path(part.path, part.sha256)
-        watch = stage.Control(paused=control.paused, cancelled=control.cancelled, beat=self._beat)
-        step = stage.Step(f"{part.path}: staging", watch, self._clock)
-        digest = hashlib.sha256()
-        done = 0
-        for offset in range(0, part.length, SPAN_LIMIT_BYTES):
-            step()
-            for piece in source.span(target, offset, min(SPAN_LIMIT_BYTES, part.length - offset)):
-                digest.update(piece)
-                done += len(piece)
-                yield piece
-            received(done)
-        if (found := digest.hexdigest()) != part.sha256:
-            raise SourceError(
-                f"{target}: expected SHA-256 {part.sha256}, found {found} in {done} bytes; "
-                "they are not used, the kernel image is not staged",
-                code="source.bad-bytes",
-            )
 
 
 def _staged(release: Release, part: UkiComponent) -> StagedUki:

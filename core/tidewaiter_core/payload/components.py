@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +18,8 @@ PACK_HEADER_BYTES = 64
 PATCH_HEADER_BYTES = 224
 PATCH_HEAD_LIMIT_BYTES = 64 * 1024**2
 UKI_LIMIT_BYTES = 128 * 1024**2
+UKI_PIECE_BYTES = 1024**2
+"""What of a kernel image is proven, kept and fetched again on its own; 128 hashes of the largest fit into release.json."""
 FIRMWARE_LIMIT_BYTES = 4 * 1024**2
 _HEX = re.compile(r"(?:[0-9a-f]{2})*", re.ASCII)
 _FIRMWARE_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}", re.ASCII)
@@ -97,11 +100,22 @@ class SlotComponent:
         return chunk_count(self.image_bytes, self.chunk_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class UkiPiece:
+    """A stretch of a kernel image that is known to be right on its own."""
+
+    offset: int
+    length: int
+    sha256: Sha256
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UkiComponent(PartRef):
     """A unified kernel image for one slot (systemd-boot)."""
 
     slot: SlotName
+    pieces: tuple[UkiPiece, ...]
+    """All of it, in order: pieces of 1 MiB, the last one may be shorter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +142,7 @@ def read_component(source: Fields, *, product: str, limits: Limits) -> Component
     if kind is _Kind.SLOT:
         component = _read_slot(source, prefix=prefix, limits=limits)
     elif kind is _Kind.UKI:
-        part = _part(source, prefix=prefix, low=1, high=UKI_LIMIT_BYTES)
-        component = UkiComponent(
-            slot=source.choice("slot", SlotName), path=part.path, length=part.length, sha256=part.sha256
-        )
+        component = _read_uki(source, prefix=prefix)
     else:
         part = _part(source, prefix="firmware/", low=1, high=FIRMWARE_LIMIT_BYTES)
         component = FirmwareComponent(
@@ -161,6 +172,35 @@ def _part(source: Fields, *, prefix: str, low: int, high: int) -> PartRef:
         source.refuse("path", f"expected {prefix}... with four segments, found '{path}'")
     return PartRef(
         path=path, length=source.integer("length", low=low, high=high), sha256=source.digest("sha256")
+    )
+
+
+def uki_pieces(data: bytes) -> tuple[UkiPiece, ...]:
+    """The pieces of a kernel image."""
+    return tuple(
+        UkiPiece(offset, len(piece), Sha256(hashlib.sha256(piece).hexdigest()))
+        for offset in range(0, len(data), UKI_PIECE_BYTES)
+        for piece in (data[offset : offset + UKI_PIECE_BYTES],)
+    )
+
+
+def _read_uki(source: Fields, *, prefix: str) -> UkiComponent:
+    part = _part(source, prefix=prefix, low=1, high=UKI_LIMIT_BYTES)
+    digests = source.digests("pieces", count=-(-part.length // UKI_PIECE_BYTES))
+    if len(digests) == 1 and digests[0] != part.sha256:
+        source.refuse("pieces", "the only piece is the whole image, but has another hash")
+    pieces = tuple(
+        UkiPiece(
+            number * UKI_PIECE_BYTES, min(UKI_PIECE_BYTES, part.length - number * UKI_PIECE_BYTES), digest
+        )
+        for number, digest in enumerate(digests)
+    )
+    return UkiComponent(
+        slot=source.choice("slot", SlotName),
+        path=part.path,
+        length=part.length,
+        sha256=part.sha256,
+        pieces=pieces,
     )
 
 

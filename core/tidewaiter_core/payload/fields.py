@@ -103,6 +103,12 @@ class Fields:
     def digest(self, key: str) -> Sha256:
         return Sha256(self.text(key, pattern=_DIGEST))
 
+    def digests(self, key: str, *, count: int) -> tuple[Sha256, ...]:
+        """Exactly `count` digests; equal ones are allowed."""
+        items = self._list(key, low=count, high=count)
+        one_by_one = Fields({str(number): item for number, item in enumerate(items)}, where=self._place(key))
+        return tuple(one_by_one.digest(str(number)) for number in range(count))
+
     def path(self, key: str) -> str:
         value = self.text(key, high=_PATH_LIMIT)
         if not is_target_path(value):

@@ -13,6 +13,7 @@ from tidewaiter_core.payload.release import Consent, FirmwareComponent, PartRef,
 from tuf.api.metadata import TargetFile
 
 from tidewaiter_release.build import part_name
+from tidewaiter_release.check import check_pieces
 from tidewaiter_release.errors import ReleaseToolError
 from tidewaiter_release.repository.finding import Finding, error, warning
 from tidewaiter_release.repository.lint_patches import check_patches
@@ -56,6 +57,7 @@ def check_releases(store: Store, state: State, *, limits: Limits = STANDARD) -> 
             yield error("release", f"{path}: says it is {release.product} {release.version}")
         yield from _check_parts(state, release)
         yield from _check_index(store, state, release, limits=limits)
+        yield from _check_kernels(store, state, release)
         yield from _check_firmware_range(release)
         yield from _check_reversible(release)
     yield from _check_order(releases)
@@ -119,6 +121,21 @@ def _check_index(store: Store, state: State, release: Release, *, limits: Limits
         return  # reported by check_files
     except PayloadError as err:
         yield error("index", f"{target.path}: {err}")
+
+
+def _check_kernels(store: Store, state: State, release: Release) -> Iterator[Finding]:
+    for part in release.components:
+        target = (
+            state.delegated["os"].signed.targets.get(part.path) if isinstance(part, UkiComponent) else None
+        )
+        if target is None or not isinstance(part, UkiComponent):
+            continue  # reported by _check_parts
+        try:
+            check_pieces(part, store.target_path(target).read_bytes())
+        except OSError:
+            continue  # reported by check_files
+        except PayloadError as err:
+            yield error("kernel", str(err))
 
 
 def _check_firmware_range(release: Release) -> Iterator[Finding]:

@@ -97,7 +97,7 @@ def made(
     for slot in SlotName if has_kernels else ():
         kernel = toy_uki(UkiName(version=version, slot=slot))
         part = _part(f"{component['pack']['path'].rpartition('/')[0]}/kernel-{slot.lower()}.efi", kernel)
-        fields["components"].append({"kind": "uki", "slot": slot.value, **part})
+        fields["components"].append({"kind": "uki", "slot": slot.value, **part, "pieces": [part["sha256"]]})
         targets[_target(part["path"], part["sha256"])] = kernel
     data = build_release(fields, limits=LIMITS)
     release = Release.parse(data, limits=LIMITS)

@@ -64,6 +64,12 @@ class FatDisk:
         self._open[fd][1].extend(data)
         return len(data)
 
+    def write_at(self, fd: int, data: bytes, offset: int) -> int:
+        content = self._open[fd][1]
+        content.extend(bytes(max(0, offset - len(content))))  # FAT has no holes
+        content[offset : offset + len(data)] = data
+        return len(data)
+
     def truncate(self, fd: int, length: int) -> None:
         del self._open[fd][1][length:]
 

@@ -64,6 +64,10 @@ class SimDisk:
         file.position += len(data)
         return len(data)
 
+    def write_at(self, fd: int, data: bytes, offset: int) -> int:
+        self._storage.issue("write file", [FileWrite(self._files[fd].inode, offset, bytes(data))])
+        return len(data)
+
     def truncate(self, fd: int, length: int) -> None:
         if self.length(fd) != length:
             self._storage.issue("truncate", [FileLength(self._files[fd].inode, length)])

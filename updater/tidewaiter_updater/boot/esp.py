@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -96,7 +97,37 @@ class Esp:
                 self._disk.close(fd)
             self._disk.sync_directory(target.parent)
 
-    def pieces(self, path: str) -> Iterator[bytes]:
+    def fill(self, path: str, blocks: Iterable[tuple[int, bytes]], *, length: int, sync_bytes: int) -> None:
+        """Put blocks at their offsets into a file that may be there, and leave the rest of its `length` bytes as it is.
+
+        Blocks are on storage every `sync_bytes`, and all of them when this returns or when `blocks` raises. Without a first block
+        no file is made.
+        """
+        target = self._root / path
+        source = iter(blocks)
+        ready = list(itertools.islice(source, 1))
+        with self._refusing(f"writing {path}"):
+            fd = self._disk.create(target)
+            try:
+                if self._disk.length(fd) > length:
+                    self._disk.truncate(fd, length)
+                self._disk.sync_directory(target.parent)
+                unsynced = 0
+                for offset, block in itertools.chain(ready, source):
+                    done = 0
+                    while done < len(block):
+                        done += self._disk.write_at(fd, block[done:], offset + done)
+                    unsynced += len(block)
+                    if unsynced >= sync_bytes:
+                        self._disk.sync(fd)
+                        unsynced = 0
+            finally:
+                try:
+                    self._disk.sync(fd)
+                finally:
+                    self._disk.close(fd)
+
+    def pieces(self, path: str) -> Generator[bytes, None, None]:
         """The content from the medium, in pieces."""
         with self._refusing(f"reading {path}"):
             fd = self._disk.open(self._root / path)
@@ -138,7 +169,7 @@ class Esp:
 class DirectEsp(Esp):
     """The real partition: read back past the page cache."""
 
-    def pieces(self, path: str) -> Iterator[bytes]:
+    def pieces(self, path: str) -> Generator[bytes, None, None]:
         with self._refusing(f"reading {path}"), aligned_buffer(PIECE_BYTES) as buffer:
             fd = os.open(self._root / path, os.O_RDONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
