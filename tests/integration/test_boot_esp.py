@@ -8,19 +8,22 @@ from pathlib import Path
 import pytest
 from tidewaiter_core.disk import SYSTEM_DISK
 from tidewaiter_core.model import Sha256, SlotName
+from tidewaiter_core.payload.components import UkiPiece
 from tidewaiter_updater import decision
 from tidewaiter_updater.boot.copies import CopyStore
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, DirectEsp, Esp
 from tidewaiter_updater.boot.grub import FILES, EnvFiles
 from tidewaiter_updater.boot.sdboot import SdBoot
-from tidewaiter_updater.boot.staged import StagedUki
+from tidewaiter_updater.boot.staged import StagedUki, is_staged
+from tidewaiter_updater.boot.staging import Staging
+from tidewaiter_updater.errors import SourceError
 from tidewaiter_updater.model import BootEnv
 from tidewaiter_updater.phases import Phase, classify
 
 from tests.sim.boot.fat import ROOT, FatDisk, Records, format_esp
 from tests.sim.boot.installed import SdBootFolder
 from tests.sim.boot.sdboot import SdBootScript
-from tests.sim.boot.staging import stage_whole
+from tests.sim.boot.staging import cut, stage_whole
 from tests.sim.loop import loop_device, mounted, tool
 
 pytestmark = [pytest.mark.integration, pytest.mark.req("UP-15")]
@@ -153,6 +156,27 @@ def test_a_commit_that_is_cut_in_its_rename_is_in_force_or_not_and_can_be_made_a
     assert machine.record(B) == DONE
     assert machine.content("tidewaiter-2.0.B.efi") == KERNEL
     assert {machine.power_on() for _ in range(3)} == {B}
+
+
+def test_a_kernel_image_that_was_cut_on_a_fat_is_completed_in_its_file(
+    fat: FatDisk, machine: Machine
+) -> None:
+    uki = StagedUki(txn=TXN, sha256=Sha256.of(KERNEL), version="2.0", slot=B)
+    pieces = cut(KERNEL, -(-len(KERNEL) // 8))
+
+    def until_the_fifth(piece: UkiPiece) -> bytes:
+        if piece is pieces[5]:
+            raise SourceError("the relay is gone")
+        return KERNEL[piece.offset : piece.offset + piece.length]
+
+    with pytest.raises(SourceError):
+        Staging(machine.esp, uki, pieces).finish(until_the_fifth)
+    assert fat.is_clean()
+    again = Staging(machine.esp, uki, pieces)
+    assert again.missing == pieces[5:]
+    again.finish(lambda piece: KERNEL[piece.offset : piece.offset + piece.length])
+    assert fat.is_clean()
+    assert is_staged(machine.esp, uki)
 
 
 @pytest.mark.privileged
