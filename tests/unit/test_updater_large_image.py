@@ -95,6 +95,9 @@ class SparseMedia:
     def identity(self, path: Path) -> tuple[int, int]:
         return 7, list(self.slots).index(path)
 
+    def stack(self, path: Path) -> frozenset[tuple[int, int]]:
+        return frozenset((self.identity(path),))
+
     def label(self, path: Path) -> str | None:
         return None
 

@@ -47,7 +47,7 @@ class SlotDevice:
         path: Path,
         *,
         image_bytes: int = 0,
-        forbidden: tuple[int, int] | None = None,
+        booted: Path | None = None,
         label: str | None = None,
         writable: bool = True,
         media: Media = SYSTEM_MEDIA,
@@ -56,13 +56,13 @@ class SlotDevice:
 
         Args:
             image_bytes: What must fit.
-            forbidden: `identity` of the booted slot.
+            booted: The booted slot. A mapped device over it, or one that it maps itself, is the booted slot too.
             label: Partition label the device must have; None where there is no partition table.
 
         Raises:
             SlotError: slot.booted, .label, .size, .busy, .read-only or .io.
         """
-        if forbidden is not None and media.identity(path) == forbidden:
+        if booted is not None and _leads_to(path, booted, media):
             raise SlotError(f"{path}: this is the booted slot; it is never written", code="slot.booted")
         if label is not None and (found := media.label(path)) != label:
             raise SlotError(
@@ -153,3 +153,11 @@ class SlotDevice:
             code="slot.io",
             retryable=True,
         ) from err
+
+
+def _leads_to(path: Path, booted: Path, media: Media) -> bool:
+    """Whether writing one of them writes the other: the same storage, or one mapped from the other.
+
+    Two devices with something below them in common are not meant: so are two logical volumes of one disk.
+    """
+    return media.identity(path) in media.stack(booted) or media.identity(booted) in media.stack(path)

@@ -19,6 +19,7 @@ import struct
 from pathlib import Path
 from typing import Final, Protocol
 
+from tidewaiter_updater.block_stack import Device, FileTree, Kernel, stack_of
 from tidewaiter_updater.errors import SlotError
 
 BLOCK_BYTES: Final = 4096
@@ -101,7 +102,7 @@ class SystemMedium:
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def identity(path: Path) -> tuple[int, int]:
+def identity(path: Path) -> Device:
     """Which storage `path` is: major and minor of a device, device and inode of a file.
 
     Raises:
@@ -199,10 +200,13 @@ def partition_label(path: Path) -> str | None:
 
 
 class Media(Protocol):
-    """Where slots are found by path: the kernel's devices and files, or those of a test world."""
+    """Where slots are found by path: the kernel's devices and files, or those of a test world. Methods raise SlotError."""
 
-    def identity(self, path: Path) -> tuple[int, int]:
+    def identity(self, path: Path) -> Device:
         """Which storage `path` is; equal numbers are the same storage."""
+
+    def stack(self, path: Path) -> frozenset[Device]:
+        """The same, and all storage that it maps."""
 
     def label(self, path: Path) -> str | None:
         """The partition's name, None where there is no partition table."""
@@ -213,8 +217,31 @@ class Media(Protocol):
 class SystemMedia:
     """Port Media over the kernel."""
 
-    def identity(self, path: Path) -> tuple[int, int]:
+    def __init__(self, kernel: Kernel | None = None) -> None:
+        """
+        Args:
+            kernel: Where the kernel tells what lies below a device; default: in its own files.
+        """
+        self._kernel = kernel or FileTree()
+
+    def identity(self, path: Path) -> Device:
         return identity(path)
+
+    def is_block(self, path: Path) -> bool:
+        """Whether it is a device; a file that plays one has nothing below it that the kernel would tell of."""
+        return path.is_block_device()
+
+    def stack(self, path: Path) -> frozenset[Device]:
+        device = self.identity(path)
+        if not self.is_block(path):
+            return frozenset((device,))
+        try:
+            return stack_of(self._kernel, device)
+        except (OSError, ValueError) as err:
+            raise SlotError(
+                f"{path}: what the device maps cannot be told ({err}), it may be the booted slot; not written",
+                code="slot.booted",
+            ) from err
 
     def label(self, path: Path) -> str | None:
         return partition_label(path)

@@ -159,7 +159,7 @@ class DeviceSlots:
         return SlotDevice.open(
             self._paths[slot],
             image_bytes=release.slot.image_bytes,
-            forbidden=self._media.identity(self._paths[slot.other]),
+            booted=self._paths[slot.other],
             writable=writable,
             media=self._media,
         )

@@ -211,6 +211,9 @@ class SlotMedia:
     def identity(self, path: Path) -> tuple[int, int]:
         return 259, list(self._devices).index(path)
 
+    def stack(self, path: Path) -> frozenset[tuple[int, int]]:
+        return frozenset((self.identity(path),))
+
     def label(self, path: Path) -> str | None:
         return None
 

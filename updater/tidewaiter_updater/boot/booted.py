@@ -14,8 +14,9 @@ from typing import Final, TypeVar
 
 from tidewaiter_core.model import SlotName
 
+from tidewaiter_updater.block_stack import Device, Kernel
 from tidewaiter_updater.boot import SlotMismatchError
-from tidewaiter_updater.boot.rootdevice import Device, Kernel, root_devices
+from tidewaiter_updater.boot.rootdevice import root_devices
 from tidewaiter_updater.errors import SlotError
 from tidewaiter_updater.medium import SYSTEM_MEDIA, Media
 

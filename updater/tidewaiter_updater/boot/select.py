@@ -16,12 +16,12 @@ from tidewaiter_core.errors import ConfigError
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.settings import BootBackend, Updater
 
+from tidewaiter_updater.block_stack import FileTree
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.boot.booted import BootedSlot
 from tidewaiter_updater.boot.esp import PRIVATE, DirectEsp, Esp
 from tidewaiter_updater.boot.grub import EnvFiles, GrubBoot
 from tidewaiter_updater.boot.medium import FileMedium
-from tidewaiter_updater.boot.rootdevice import FileTree
 from tidewaiter_updater.boot.sdboot import SdBoot
 from tidewaiter_updater.boot.simulated import SimulatedBoot
 from tidewaiter_updater.boot.uboot import EnvPartition, UbootBoot
