@@ -17,14 +17,15 @@ from tidewaiter_updater.model import BootEnv
 
 from tests.faults.crash_explorer.backends import BACKENDS, Backend
 from tests.faults.crash_explorer.cuts import images
+from tests.sim.boot.sdboot_staging import StagingBackend
 from tests.sim.storage import Content, Storage, fingerprint
 
 A, B = SlotName.A, SlotName.B
 ENV = BootEnv(committed=A, ok_a=True, ok_b=True, epoch=7)
 TXN, OTHER_TXN = "00112233445566aa", "ffeeddccbbaa9988"
 BOOT = "c0ffee00" * 4
-LOADERS: dict[str, Backend] = {one.name: one for one in BACKENDS}
 GOES_BY_NAMES = "systemd-boot"
+LOADERS: dict[str, Backend] = {one.name: one for one in BACKENDS} | {GOES_BY_NAMES: StagingBackend()}
 
 pytestmark = pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
 

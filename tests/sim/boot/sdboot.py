@@ -15,6 +15,7 @@ from typing import Any
 from tidewaiter_core.clock import Clock
 from tidewaiter_core.disk import Disk
 from tidewaiter_core.model import SlotName
+from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.boot.booted import slot_of_cmdline
 from tidewaiter_updater.boot.envcopy import to_variables
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE, Esp
@@ -120,7 +121,7 @@ class SdBootBackend:
     def device(self, storage: Storage) -> BlockDevice:
         return storage.device("env", sector_bytes=SECTOR_BYTES)
 
-    def control(self, storage: Storage, *, cmdline: Callable[[], str]) -> SdBoot:
+    def control(self, storage: Storage, *, cmdline: Callable[[], str]) -> BootControl:
         esp = Esp(ESP, disk=SimDisk(storage, fat=ESP))
         blocks = PlacedBlocks(self.device(storage), offsets=OFFSETS, length=RECORD_BYTES)
         boot = SdBoot(esp, blocks, booted=lambda: slot_of_cmdline(cmdline()))
