@@ -10,11 +10,12 @@ from collections.abc import Callable
 from tidewaiter_core.model import Sha256, SlotName
 from tidewaiter_updater.boot import BootControl
 from tidewaiter_updater.boot.esp import ENTRIES, Esp
-from tidewaiter_updater.boot.staged import StagedUki, stage
+from tidewaiter_updater.boot.staged import StagedUki
 from tidewaiter_updater.boot.ukiname import UkiName
 from tidewaiter_updater.model import BootEnv
 
 from tests.sim.boot.sdboot import ESP, SdBootBackend, toy_uki
+from tests.sim.boot.staging import stage_whole
 from tests.sim.storage import SimDisk, Storage
 
 
@@ -34,7 +35,7 @@ class StagingSdBoot:
             entry = UkiName(version=self._next_version(env.committed), slot=env.trial)
             data = toy_uki(entry)
             uki = StagedUki(txn=env.txn, sha256=Sha256.of(data), version=entry.version, slot=entry.slot)
-            stage(self._esp, uki, [data], length=len(data))
+            stage_whole(self._esp, uki, data, pieces=1)
         self._inner.write(env)
 
     def _slots(self) -> set[SlotName]:
