@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tidewaiter_core import strictjson
-from tidewaiter_core.payload import IndexReader, PackHeader, PatchReader, Release
+from tidewaiter_core.payload import STANDARD, IndexReader, PackHeader, PatchReader, Release
 from tidewaiter_core.payload.components import PATCH_HEADER_BYTES
 from tidewaiter_core.payload.pack import PACK_HEADER_BYTES
 from tidewaiter_core.payload.patch import Kind
-from tidewaiter_core.payload.patchfile import REGION_NUMBER_BYTES, parse_patch_header
+from tidewaiter_core.payload.patchfile import parse_patch_header
 from tidewaiter_core.payload.release import RELEASE_LIMIT_BYTES
 
 from tidewaiter_release.describe import release_lines
@@ -127,7 +127,7 @@ def _patch(fd: int, length: int) -> Description:
     for run in reader.runs(ZstdCodec()):
         counted[run.kind] += run.blocks
     blocks = {kind.name.lower(): counted[kind] for kind in Kind}
-    regions = header.regions.raw_bytes // REGION_NUMBER_BYTES
+    regions = sum(segment.region_count for segment in reader.segments())
     facts = {
         "from_root": header.old_root,
         "from_bytes": header.old_bytes,
@@ -138,6 +138,8 @@ def _patch(fd: int, length: int) -> Description:
         "head_bytes": header.data_offset,
         "segments": header.segment_count,
         "regions": regions,
+        "region_bytes_stored": header.regions.stored_bytes,
+        "hash_bytes": header.hashes.stored_bytes,
         "blocks": blocks,
     }
     lines = [
@@ -145,7 +147,9 @@ def _patch(fd: int, length: int) -> Description:
         f"  from          {header.old_root}, {header.old_bytes} bytes",
         f"  to            {header.new_root}, {header.new_bytes} bytes",
         f"  patch_bytes   {length}, of which head {header.data_offset}",
-        f"  head          map {header.map.stored_bytes}, regions {regions}, hashes {header.hashes.stored_bytes} bytes",
+        f"  head          map {header.map.stored_bytes}, regions {header.regions.stored_bytes}, hashes "
+        f"{header.hashes.stored_bytes} bytes",
+        f"  prefixes      {regions} regions of {STANDARD.region_bytes} bytes",
         f"  segments      {header.segment_count}",
         "  blocks        " + ", ".join(f"{name} {count}" for name, count in blocks.items()),
     ]

@@ -16,7 +16,7 @@ from typing import Final
 from tidewaiter_core.payload import Release
 
 from tests.bench.image_pairs import DIRECTORY, PairsMissingError, large_pair, pairs
-from tests.bench.pair_releases import build
+from tests.bench.pair_releases import build, built
 from tests.sim.image import tool
 
 LEVEL: Final = 12
@@ -77,11 +77,10 @@ def large_image() -> BenchImage:
     Raises:
         PairsMissingError: There is none; the message has the command that makes it.
     """
-    pair = large_pair(DIRECTORY)
-    folder = DIRECTORY / "release.large.new"
-    build(pair.old, DIRECTORY / "release.large.old", sequence=1)
-    build(pair.new, folder, sequence=2, patch_from=DIRECTORY / "release.large.old")
-    return BenchImage(image=pair.new, build=folder, what="five Debian root images, one behind the other")
+    release = built(large_pair(DIRECTORY))
+    return BenchImage(
+        image=release.pair.new, build=release.new, what="five Debian root images, one behind the other"
+    )
 
 
 def made_image(work: Path, *, mib: int) -> BenchImage:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tidewaiter_core.payload import Release
+from tidewaiter_core.payload.patchfile import PATCH_VERSION
 
 from tests.bench.image_pairs import DIRECTORY, Pair, pairs
 
@@ -43,7 +44,10 @@ class BuiltPair:
 def built(pair: Pair, directory: Path = DIRECTORY) -> BuiltPair:
     """The builds of a pair, made now if they are not there."""
     release = BuiltPair(
-        pair=pair, old=directory / f"release.{pair.fs}.old", new=directory / f"release.{pair.fs}.new"
+        pair=pair,
+        old=directory / f"release.{pair.fs}.old",
+        new=directory
+        / f"release.{pair.fs}.new.twpt{PATCH_VERSION}",  # no device reads a patch of another format
     )
     build(pair.old, release.old, sequence=1)
     build(pair.new, release.new, sequence=2, patch_from=release.old)

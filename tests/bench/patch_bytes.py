@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from tidewaiter_core.payload.patchfile import PATCH_VERSION
+
 from tests.bench.image_pairs import DIRECTORY, Pair, PairsMissingError, pairs
 from tests.bench.pair_releases import BuiltPair, build, built
 from tests.bench.patch_speed import act, slot
@@ -81,7 +83,9 @@ def bench(directory: Path = DIRECTORY) -> dict[str, Any]:
     result: dict[str, Any] = {"pairs": {}}
     for pair in found:
         result["pairs"][pair.fs] = _counted(built(pair, directory), figures, directory)
-    result["one_byte_of_1_gib"] = figures.get("one byte", lambda: _one_byte(found[0], directory))
+    result["one_byte_of_1_gib"] = figures.get(
+        f"one byte by patch format {PATCH_VERSION}", lambda: _one_byte(found[0], directory)
+    )
     result["equal_image"] = figures.get("equal image", lambda: _equal(built(found[0], directory), directory))
     result["budgets"] = verdicts(result)
     return result
@@ -89,11 +93,12 @@ def bench(directory: Path = DIRECTORY) -> dict[str, Any]:
 
 def _counted(release: BuiltPair, figures: _Figures, directory: Path) -> dict[str, Any]:
     pair = release.pair
+    made = release.release.digest[:16]
     makers: dict[str, Callable[[Pair, Path], int]] = {
         "zstd": _zstd, "xdelta3": _xdelta3, "casync": _casync, "zchunk": _zchunk
     }  # fmt: skip
     ours = {
-        way: figures.get(f"{pair.fs} {way}", lambda way=way: _fetched(way, release, directory))  # type: ignore[misc]
+        way: figures.get(f"{pair.fs} {way} of {made}", lambda way=way: _fetched(way, release, directory))  # type: ignore[misc]
         for way in ("patch", "reuse")
     }
     others: dict[str, int] = {}

@@ -106,6 +106,7 @@ def head_with_map(
             first_block=first,
             region_first=0,
             region_count=0,
+            region_stored_bytes=0,
             sha256=bytes(32),
         )
         for number, (first, blocks) in enumerate(first_blocks)
@@ -118,7 +119,7 @@ def head_with_map(
         new_sha256=Sha256.of(new),
         map_frame=compress_behind(raw_map, b"", level=3, window_log=10),
         map_bytes=len(raw_map),
-        regions=[() for _ in segments],
+        regions=b"",
         hashes=encode_hashes(chunk_hashes(old), chunk_hashes(new)),
         segments=segments,
         limits=TOY,

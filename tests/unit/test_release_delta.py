@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from tidewaiter_core.errors import TidewaiterError
 from tidewaiter_core.payload import STANDARD, Limits
 from tidewaiter_release.apply import apply_patch
 from tidewaiter_release.delta import make_patch
-from tidewaiter_release.delta_regions import sample_bits
+from tidewaiter_release.delta_regions import RegionIndex, sample_bits
 from tidewaiter_release.errors import BuildMismatchError, InputError
 
 from tests.sim.patches import BLOCK, CHUNK, TOY, changed, reader_of, toy_patch
@@ -77,7 +78,7 @@ def test_zstd_tool_decodes_every_segment_of_a_patch(tmp_path: Path) -> None:
     for segment in segments:
         regions = reader.regions(segment)
         (tmp_path / "prefix").write_bytes(
-            b"".join(old[number * CHUNK : (number + 1) * CHUNK] for number in regions)
+            b"".join(old[run.first * BLOCK : (run.first + run.regions) * BLOCK] for run in regions)
         )
         (tmp_path / "frame").write_bytes(patch.data[segment.offset : segment.offset + segment.stored_bytes])
         behind = [f"--patch-from={tmp_path / 'prefix'}"] if regions else []
@@ -157,6 +158,33 @@ def test_a_missing_or_empty_image_is_named(tmp_path: Path) -> None:
 
 def test_samples_get_rarer_above_4_gib() -> None:
     assert [sample_bits(size << 30) for size in (1, 4, 5, 8, 9, 256)] == [8, 8, 9, 9, 10, 14]
+
+
+def nothing_known(regions: int) -> RegionIndex:
+    """An old image of which no value is known: only guesses vote."""
+    return RegionIndex(np.empty(0, np.uint64), np.empty(0, np.uint32), 8, regions)
+
+
+def test_regions_with_few_votes_are_left_out() -> None:
+    assert nothing_known(100).best(b"", [3, 30, 30, 60, 100], most=8, least=1.0) == (30,)
+
+
+def test_narrow_gaps_between_chosen_regions_come_along_while_there_is_room() -> None:
+    guesses = [3, 5, 5, 9, 9, 40]
+    assert nothing_known(100).best(b"", guesses, most=4) == (3, 5, 9, 40)
+    assert nothing_known(100).best(b"", guesses, most=5) == (3, 4, 5, 9, 40)
+    assert nothing_known(100).best(b"", guesses, most=100) == (3, 4, 5, 6, 7, 8, 9, 40)
+
+
+def test_scattered_changes_of_one_byte_cost_little_more_than_the_changes(tmp_path: Path) -> None:
+    """One block in 64 KiB: a prefix of 8 MiB, made of regions as large, would have what half of the blocks were."""
+    old = random.Random(11).randbytes(16 * MIB)
+    new = bytearray(old)
+    for at in range(0, len(new), CHUNK):
+        new[at + 9000] ^= 1
+    patch = toy_patch(old, bytes(new), tmp_path, level=12, limits=STANDARD)
+    assert patch.built.literal_bytes == MIB
+    assert patch.built.segment_bytes < 8_000
 
 
 _MEASURE = """

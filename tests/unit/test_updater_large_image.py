@@ -18,6 +18,7 @@ from tidewaiter_core.payload.patch import build_head
 from tidewaiter_core.payload.patchfile import Segment
 from tidewaiter_core.payload.patchhashes import encode_hashes
 from tidewaiter_core.payload.patchmap import Kind, MapEncoder
+from tidewaiter_core.payload.patchregions import RegionRun, encode_regions
 from tidewaiter_core.payload.release import Release, build_release
 from tidewaiter_release.zstd import compress_behind
 from tidewaiter_updater.health import NeverControl
@@ -183,13 +184,16 @@ def patch_parts(root: Sha256) -> tuple[bytes, bytes]:
     raw_map, prefix = encoder.finish(), OLD[FIRST_ABOVE + 2]
     stored = compress_behind(_LITERALS, prefix, level=3, window_log=22)
     assert len(stored) < BLOCK  # it has them from the prefix
+    first_region = (FIRST_ABOVE + 2) * PER_CHUNK
+    region_runs = encode_regions([RegionRun(first_region, PER_CHUNK)])
     segment = Segment(
         offset=0,
         stored_bytes=len(stored),
         literal_bytes=len(_LITERALS),
         first_block=above + 5 * PER_CHUNK + 12,
         region_first=0,
-        region_count=1,
+        region_count=PER_CHUNK,
+        region_stored_bytes=len(region_runs),
         sha256=hashlib.sha256(stored).digest(),
     )
     head = build_head(
@@ -200,7 +204,7 @@ def patch_parts(root: Sha256) -> tuple[bytes, bytes]:
         new_sha256=Sha256.from_raw(bytes(32)),
         map_frame=compress_behind(raw_map, b"", level=3, window_log=10),
         map_bytes=len(raw_map),
-        regions=[(FIRST_ABOVE + 2,)],
+        regions=region_runs,
         hashes=encode_hashes(hashes_of(OLD), hashes_of(NEW)),
         segments=[segment],
     )

@@ -475,7 +475,7 @@ def hostile(new: Packed, old: Packed, raw_map: bytes) -> Packed:
         new_sha256=new.component.image_sha256,
         map_frame=compress_behind(raw_map, b"", level=1, window_log=12),
         map_bytes=len(raw_map),
-        regions=[],
+        regions=b"",
         hashes=encode_hashes(chunk_hashes(old.image), chunk_hashes(new.image)),
         segments=[],
     )

@@ -88,7 +88,17 @@ class ReadAhead:
         Raises:
             SlotError: The device refuses one of them; nobody writes into any buffer any more.
         """
-        reads = [self._pool.submit(self._device.read_into, buffer, offset) for buffer, offset in parts]
+        waiting = deque(parts)  # one task per thread: a prefix has hundreds of parts
+
+        def read_some() -> None:
+            while True:
+                try:
+                    buffer, offset = waiting.popleft()
+                except IndexError:
+                    return
+                self._device.read_into(buffer, offset)
+
+        reads = [self._pool.submit(read_some) for _ in range(min(_THREADS, len(parts)))]
         for read in reads:  # all of them, whatever happened
             read.exception()
         for read in reads:

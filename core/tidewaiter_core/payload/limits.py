@@ -26,8 +26,8 @@ class Limits:
     max_chunk_bytes: int = 1024 * 1024
     max_chunks: int = 262_144
     max_image_bytes: int = 256 * 1024**3
-    region_bytes: int = 64 * 1024
-    """The prefix of a patch segment consists of these, whole."""
+    region_bytes: int = 4096
+    """The prefix of a patch segment consists of these, whole: small, so that it has what is like the segment and nothing else."""
     segment_log: int = 22
     """A patch segment decodes to at most 2 to this power bytes."""
     prefix_log: int = 23

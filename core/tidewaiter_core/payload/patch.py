@@ -2,7 +2,7 @@
 
 Only the head (everything before the segments) is parsed here, from wherever it was spooled after its hash was proven. Invariants:
 1. The header fixes the layout of the whole file; nothing is read that it does not name.
-2. Segments follow each other without a gap, and so do their region numbers; those of one segment strictly ascend and name
+2. Segments follow each other without a gap, and so do their region runs; those of one segment strictly ascend and name
    whole regions of the old image.
 3. `runs` never leaves its images (see `patchmap`), and each segment's first literal is where the segment says.
 4. `new_hashes` gives exactly the table that hashes to new_root, or raises at its end: use nothing of it before.
@@ -13,7 +13,6 @@ Source: update-engine.md section 4.4.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -29,7 +28,6 @@ from tidewaiter_core.payload.frame import Codec, check_frame_header, decode_fram
 from tidewaiter_core.payload.index import ReadAt
 from tidewaiter_core.payload.limits import STANDARD, Limits
 from tidewaiter_core.payload.patchfile import (
-    REGION_NUMBER_BYTES,
     SEGMENT_BYTES,
     PatchHeader,
     Section,
@@ -39,6 +37,7 @@ from tidewaiter_core.payload.patchfile import (
 )
 from tidewaiter_core.payload.patchhashes import decode_hashes
 from tidewaiter_core.payload.patchmap import Kind, Run, decode_runs
+from tidewaiter_core.payload.patchregions import RegionRun, decode_regions
 
 __all__ = [
     "PATCH_HEADER_BYTES",
@@ -128,36 +127,24 @@ class PatchReader:
                     f"patch: segment {number} starts before the one in front of it; refused"
                 )
             offset += segment.stored_bytes
-            region += segment.region_count
+            region += segment.region_stored_bytes
             block = segment.first_block
             yield segment
-        if offset != self.header.patch_bytes or region * REGION_NUMBER_BYTES != self.header.regions.raw_bytes:
+        if offset != self.header.patch_bytes or region != self.header.regions.raw_bytes:
             raise PayloadLengthError(
-                f"patch: segments end at {offset} with {region} regions, the header says {self.header.patch_bytes} bytes and "
-                f"{self.header.regions.raw_bytes // REGION_NUMBER_BYTES}; refused"
+                f"patch: segments end at {offset} with regions in {region} bytes, the header says {self.header.patch_bytes} and "
+                f"{self.header.regions.raw_bytes}; refused"
             )
 
-    def regions(self, segment: Segment) -> tuple[int, ...]:
-        """The region numbers of a segment's prefix, ascending.
+    def regions(self, segment: Segment) -> tuple[RegionRun, ...]:
+        """The regions of a segment's prefix, ascending.
 
         Raises:
-            PayloadMapError: They do not ascend, or one is no whole region of the old image.
+            PayloadMapError: They break a rule of `patchregions`, or one is no whole region of the old image.
         """
-        count = segment.region_count
-        data = self._read(
-            self.header.regions.offset + segment.region_first * REGION_NUMBER_BYTES,
-            count * REGION_NUMBER_BYTES,
-        )
-        numbers: tuple[int, ...] = struct.unpack(f"<{count}I", data)
+        data = self._read(self.header.regions.offset + segment.region_first, segment.region_stored_bytes)
         whole = self.header.old_bytes // self.limits.region_bytes
-        before = -1
-        for number in numbers:
-            if not before < number < whole:
-                raise PayloadMapError(
-                    f"patch: region {number} after {before} of {whole} whole ones; the release is refused"
-                )
-            before = number
-        return numbers
+        return decode_regions(data, count=segment.region_count, whole=whole)
 
     def runs(self, codec: Codec) -> Iterator[Run]:
         """Where every block comes from, decoded anew at each call. Nothing is proven before the last run was given out.
@@ -281,7 +268,7 @@ def build_head(
     new_sha256: Sha256,
     map_frame: bytes,
     map_bytes: int,
-    regions: Sequence[Sequence[int]],
+    regions: bytes,
     hashes: bytes,
     segments: Sequence[Segment],
     limits: Limits = STANDARD,
@@ -290,17 +277,15 @@ def build_head(
 
     Args:
         map_frame: The map as one zstd frame; `map_bytes` is its raw length.
-        regions: The region numbers of each segment.
+        regions: The region runs of all segments, in order.
         segments: With offsets counted from the first segment; they are moved behind the head here.
 
     Raises:
         PayloadError: The parts break a bound of the format.
     """
-    numbers = [number for one in regions for number in one]
-    table = struct.pack(f"<{len(numbers)}I", *numbers)
     place = PATCH_HEADER_BYTES
     sections = []
-    for stored, raw_bytes in ((map_frame, map_bytes), (table, len(table)), (hashes, len(hashes))):
+    for stored, raw_bytes in ((map_frame, map_bytes), (regions, len(regions)), (hashes, len(hashes))):
         sections.append(Section(place, len(stored), raw_bytes))
         place += len(stored)
     data_offset = place + SEGMENT_BYTES * len(segments)
@@ -320,7 +305,7 @@ def build_head(
     entries = b"".join(
         replace(segment, offset=segment.offset + data_offset).to_bytes() for segment in segments
     )
-    head = header.to_bytes(limits=limits) + map_frame + table + hashes + entries
+    head = header.to_bytes(limits=limits) + map_frame + regions + hashes + entries
     reader = PatchReader(lambda offset, length: head[offset : offset + length], len(head), limits=limits)
     for segment in reader.segments():
         reader.regions(segment)

@@ -110,7 +110,7 @@ class SegmentDecoder:
             Exception: Whatever `old` raises.
         """
         check_frame_header(stored[:18], raw_bytes=segment.literal_bytes, what=what)
-        prefix = self._gathered(self._reader.regions(segment))
+        prefix = self._gathered(segment)
         decoder = self._codec.decompressor(window_log_max=self._reader.limits.window_log, prefix=prefix)
         self._prefix.give_back()  # the decoder has a copy of its own
         pieces = decode_frame(
@@ -118,18 +118,18 @@ class SegmentDecoder:
         )
         return Literals(pieces, segment.literal_bytes)
 
-    def _gathered(self, regions: tuple[int, ...]) -> memoryview | None:
-        """The regions of the old image, one behind the other; neighbors are read together."""
+    def _gathered(self, segment: Segment) -> memoryview | None:
+        """The regions of the old image, one behind the other."""
         size = self._reader.limits.region_bytes
-        view = self._prefix.view(len(regions) * size)
+        view = self._prefix.view(segment.region_count * size)
         parts: list[tuple[memoryview, int]] = []
-        first = 0
-        for number in range(1, len(regions) + 1):
-            if number == len(regions) or regions[number] != regions[number - 1] + 1:
-                parts.append((view[first * size : number * size], regions[first] * size))
-                first = number
+        at = 0
+        for run in self._reader.regions(segment):
+            end = at + run.regions * size
+            parts.append((view[at:end], run.first * size))
+            at = end
         self._old.read_many(parts)
-        return view if regions else None
+        return view if parts else None
 
 
 class ChunkAssembler:

@@ -15,12 +15,13 @@ from tidewaiter_core.payload.components import PATCH_HEADER_BYTES
 from tidewaiter_core.payload.errors import PayloadLengthError, PayloadLimitError, PayloadMapError
 from tidewaiter_core.payload.limits import MAGIC_TAIL, STANDARD, U32_MAX, U64_MAX, Limits, chunk_count, end_of
 from tidewaiter_core.payload.magic import check_magic
+from tidewaiter_core.payload.patchregions import MAX_RUN_BYTES
 
 SEGMENT_BYTES = 64
-REGION_NUMBER_BYTES = 4
 HASH_BYTES = 32
 _MAGIC = b"TWPT" + MAGIC_TAIL
-_VERSION = 1
+PATCH_VERSION = 2
+"""1 had regions of 64 KiB as a plain array, and no hash of a chunk that moved (docs/adr/0013); none was ever in the field."""
 _HEADER = struct.Struct("<8sIIQQ32s32s32sIIIBBBBIIQIIQIIQIIQQQ")
 _SEGMENT = struct.Struct("<QIIIIII32s")
 
@@ -90,7 +91,7 @@ class PatchHeader:
                 "patch: a section is too long for its field of four bytes; nothing was built"
             )
         return _HEADER.pack(
-            _MAGIC + bytes([_VERSION]),
+            _MAGIC + bytes([PATCH_VERSION]),
             PATCH_HEADER_BYTES,
             0,
             self.old_bytes,
@@ -125,8 +126,11 @@ class Segment:
     first_block: int
     """Target block of its first literal."""
     region_first: int
-    """Place of its first region number in the regions section."""
+    """Place of its first region run in the regions section, in bytes."""
     region_count: int
+    """Regions of its prefix."""
+    region_stored_bytes: int
+    """Length of its region runs."""
     sha256: bytes
     """The 32 bytes of the stored bytes' SHA-256."""
 
@@ -139,7 +143,7 @@ class Segment:
             self.first_block,
             self.region_first,
             self.region_count,
-            0,
+            self.region_stored_bytes,
             self.sha256,
         )
 
@@ -156,7 +160,7 @@ def parse_patch_header(
     Raises:
         PayloadError: The member of the family says which rule is broken.
     """
-    check_magic(data, _MAGIC, version=_VERSION, header_bytes=PATCH_HEADER_BYTES, what="patch")
+    check_magic(data, _MAGIC, version=PATCH_VERSION, header_bytes=PATCH_HEADER_BYTES, what="patch")
     fields = _HEADER.unpack(data[:PATCH_HEADER_BYTES])
     _, header_bytes, flags, old_bytes, new_bytes, old_root, new_root, new_sha256 = fields[:8]
     block_bytes, region_bytes, chunk_bytes, segment_log, prefix_log, window_log, zero, count, reserved = (
@@ -214,8 +218,8 @@ def _check_layout(header: PatchHeader, *, table_offset: int, data_offset: int, l
     end = PATCH_HEADER_BYTES
     for name, section, low, high in (
         ("map", header.map, 1, limits.max_map_bytes),
-        ("regions", header.regions, 0, header.segment_count * limits.max_regions * REGION_NUMBER_BYTES),
-        ("hashes", header.hashes, 1, header.chunk_count * (HASH_BYTES + 10) + 10),
+        ("regions", header.regions, 0, header.segment_count * limits.max_regions * MAX_RUN_BYTES),
+        ("hashes", header.hashes, 1, header.chunk_count * (HASH_BYTES + 15) + 15),
     ):
         plain = name == "map" or section.stored_bytes == section.raw_bytes
         if section.offset != end or not low <= section.raw_bytes <= high or not plain:
@@ -224,8 +228,8 @@ def _check_layout(header: PatchHeader, *, table_offset: int, data_offset: int, l
                 f"them at {end}, {low} to {high} bytes; refused"
             )
         end = end_of(end, section.stored_bytes, limit=limits.max_head_bytes, what=f"patch: {name}")
-    if header.regions.raw_bytes % REGION_NUMBER_BYTES or not header.map.stored_bytes:
-        raise PayloadLimitError("patch: an empty map, or regions that are no whole numbers; refused")
+    if not header.map.stored_bytes:
+        raise PayloadLimitError("patch: an empty map; refused")
     if (table_offset, data_offset) != (header.table_offset, header.data_offset):
         raise PayloadLimitError(
             f"patch: segment table at {table_offset}, data at {data_offset}; expected {header.table_offset} and "
@@ -245,25 +249,28 @@ def parse_segment(data: bytes, *, number: int, header: PatchHeader, limits: Limi
     Raises:
         PayloadError: The entry leaves the file, its images or the bounds of a segment.
     """
-    offset, stored_bytes, literal_bytes, first_block, region_first, region_count, reserved, digest = (
+    offset, stored_bytes, literal_bytes, first_block, region_first, region_count, region_stored, digest = (
         _SEGMENT.unpack(data)
     )
     what = f"patch: segment {number}"
-    if reserved or not 0 < stored_bytes <= limits.max_stored_segment_bytes:
-        raise PayloadLimitError(f"{what}: reserved {reserved}, {stored_bytes} bytes stored; refused")
+    if not 0 < stored_bytes <= limits.max_stored_segment_bytes:
+        raise PayloadLimitError(f"{what}: {stored_bytes} bytes stored; refused")
     if not 0 < literal_bytes <= limits.segment_bytes or literal_bytes % limits.block_bytes:
         raise PayloadLimitError(
             f"{what}: {literal_bytes} literal bytes are no whole blocks of one segment; refused"
         )
-    if region_count > limits.max_regions:
-        raise PayloadLimitError(f"{what}: {region_count} regions, at most {limits.max_regions}; refused")
+    if region_count > limits.max_regions or region_stored > region_count * MAX_RUN_BYTES:
+        raise PayloadLimitError(
+            f"{what}: {region_count} regions in {region_stored} bytes, at most {limits.max_regions} in "
+            f"{MAX_RUN_BYTES} bytes each; refused"
+        )
     if offset < header.data_offset:
         raise PayloadLimitError(f"{what}: starts at {offset}, inside the head; refused")
     end_of(offset, stored_bytes, limit=header.patch_bytes, what=what)
     end_of(
         region_first,
-        region_count,
-        limit=header.regions.raw_bytes // REGION_NUMBER_BYTES,
+        region_stored,
+        limit=header.regions.raw_bytes,
         what=f"{what}: regions",
     )
     if first_block >= header.new_bytes // limits.block_bytes:
@@ -275,5 +282,6 @@ def parse_segment(data: bytes, *, number: int, header: PatchHeader, limits: Limi
         first_block=first_block,
         region_first=region_first,
         region_count=region_count,
+        region_stored_bytes=region_stored,
         sha256=digest,
     )

@@ -1,8 +1,10 @@
-"""The new hash table as a difference to the old one: how many chunks stay, then the hashes of those that change, repeated.
+"""The new hash table as a difference to the old one: runs of chunks that the old image has, then the hashes of others, repeated.
 
-So a patch needs no index. Unsigned LEB128 `same`, unsigned LEB128 `changed`, then `changed` x 32 bytes, until the table is full.
-A run of two zeros is refused, and so is a `same` that the old table does not cover.
-Source: update-engine.md section 4.4.
+So a patch needs no index. Unsigned LEB128 `kept`; only if it is not zero, zigzag, the change of their shift (number in the old
+image minus number in the new one; 0 at first); unsigned LEB128 `changed`; `changed` x 32 bytes; until the table is full.
+Two zeros are refused, and so are kept chunks that the old image does not have. Where every file moved, a fifth of the chunks are
+still old ones at another place.
+Source: update-engine.md section 4.4, docs/adr/0013.
 """
 
 from __future__ import annotations
@@ -19,16 +21,30 @@ _WHAT = "patch: hashes"
 
 def encode_hashes(old: Sequence[bytes], new: Sequence[bytes]) -> bytes:
     """The hashes section for two tables of 32-byte hashes."""
+    places: dict[bytes, int] = {}
+    for place, digest in enumerate(old):
+        places.setdefault(digest, place)
+
+    def has(place: int, digest: bytes) -> bool:
+        return 0 <= place < len(old) and old[place] == digest
+
     out = bytearray()
-    at = 0
+    at = shift = 0
     while at < len(new):
-        same = at
-        while same < len(new) and same < len(old) and old[same] == new[same]:
-            same += 1
-        end = same
-        while end < len(new) and (end >= len(old) or old[end] != new[end]):
+        source = next((place for place in (at + shift, at) if has(place, new[at])), places.get(new[at]))
+        kept = 0
+        if source is not None:
+            while at + kept < len(new) and has(source + kept, new[at + kept]):
+                kept += 1
+        out += encode_number(kept)
+        if source is not None:
+            step, shift = source - at - shift, source - at
+            out += encode_number(step << 1 if step >= 0 else (-step << 1) - 1)
+        at += kept
+        end = at
+        while end < len(new) and new[end] not in places:
             end += 1
-        out += encode_number(same - at) + encode_number(end - same) + b"".join(new[same:end])
+        out += encode_number(end - at) + b"".join(new[at:end])
         at = end
     return bytes(out)
 
@@ -46,18 +62,28 @@ def decode_hashes(
         PayloadMapError: The section is cut off, too long, or refers to a chunk that the old image does not have.
     """
     reader = _Reader(pieces)
-    chunk = 0
+    chunk = shift = 0
     while chunk < count:
-        same, changed = reader.number(), reader.number()
-        if not 0 < same + changed <= count - chunk or (same and chunk + same > old_count):
+        kept = reader.number()
+        if kept:
+            step = reader.number()
+            shift += step >> 1 if not step & 1 else -(step + 1 >> 1)
+        source = chunk + shift
+        if kept > count - chunk or (kept and not 0 <= source <= old_count - kept):
             raise PayloadMapError(
-                f"{_WHAT}: {same} equal and {changed} changed chunks from {chunk} on, of {count} new and {old_count} old; refused"
+                f"{_WHAT}: old chunks {source}+{kept} at chunk {chunk}, of {count} new and {old_count} old; refused"
             )
-        for number in range(chunk, chunk + same):
+        for number in range(source, source + kept):
             yield old_hash(number)
+        chunk += kept
+        changed = reader.number()
+        if changed > count - chunk or not kept + changed:
+            raise PayloadMapError(
+                f"{_WHAT}: {changed} changed chunks after {kept} kept ones at chunk {chunk} of {count}; refused"
+            )
         for _ in range(changed):
             yield reader.take(HASH_BYTES)
-        chunk += same + changed
+        chunk += changed
     reader.finish()
 
 
