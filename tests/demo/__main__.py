@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.demo import report
+from tests.demo.room import Room
 from tests.demo.story import MAIN, Story
 from tests.demo.timeline import Step, StepFailedError, Timeline
 from tests.demo.watch import ListenWatch
@@ -16,8 +17,8 @@ from tests.sim.image import ImageToolMissingError, tool
 from tests.sim.plant import Plant
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; exit 0 all steps ok, 1 a step failed, 3 a tool of this machine is missing."""
+def main(argv: list[str] | None = None, *, room_at: Callable[[Path], Room] = Room.of) -> int:
+    """Entry point; exit 0 all steps ok, 1 a step failed, 3 this machine lacks a tool or room on its disk."""
     parser = argparse.ArgumentParser(
         prog="make demo", description="The main job of tidewaiter on this machine, without root."
     )
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         tool("debugfs")
     except ImageToolMissingError as err:
         print(f"make demo: {err}", file=sys.stderr)
+        return 3
+    if shortage := room_at(Path(tempfile.gettempdir())).shortage():
+        print(f"make demo: {shortage}", file=sys.stderr)
         return 3
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)

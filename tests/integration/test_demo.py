@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.demo.room import Room
 from tests.demo.timeline import StepFailedError, Timeline
 from tests.sim.image import ImageToolMissingError, tool
 
@@ -28,6 +30,8 @@ def test_the_demo_ends_well_and_no_device_process_listens(tmp_path: Path) -> Non
         tool("debugfs")
     except ImageToolMissingError as err:
         pytest.skip(str(err))
+    if shortage := Room.of(Path(tempfile.gettempdir())).shortage():
+        pytest.skip(shortage)
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "tests.demo", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
