@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import sys
@@ -12,20 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tidewaiter_core.clock import parse_utc
-from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload.components import FileSystem
 from tidewaiter_core.payload.limits import U32_MAX
 from tidewaiter_core.payload.policy import Activation, Consent, Risk
 
-from tidewaiter_release import zstd
+from tidewaiter_release import cli_values, zstd
 from tidewaiter_release.attachments import Firmware
 from tidewaiter_release.build import BuildSpec, build
 from tidewaiter_release.cli_delta import add_level
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.payload import DEFAULT_LEVEL
-
-_NOTE = re.compile(r"([A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*)=(.+)", re.DOTALL)
 
 
 def add_build_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,11 +46,16 @@ def _add_identity(command: argparse.ArgumentParser) -> None:
     )
     add("--sequence", type=int, required=True, help="rises with every release of the product; the only order")
     add("--hw", action="append", required=True, help="hardware id it is for; repeatable")
-    add("--built-utc", type=_utc, metavar="T", help="default: SOURCE_DATE_EPOCH, else the image's own time")
+    add(
+        "--built-utc",
+        type=cli_values.utc,
+        metavar="T",
+        help="default: SOURCE_DATE_EPOCH, else the image's own time",
+    )
     add(
         "--note",
         action="append",
-        type=_note,
+        type=cli_values.note,
         default=[],
         metavar="LANG=TEXT",
         help="shown before consent; repeatable",
@@ -64,7 +64,7 @@ def _add_identity(command: argparse.ArgumentParser) -> None:
     add(
         "--field",
         action="append",
-        type=_field,
+        type=cli_values.own_field,
         default=[],
         metavar="x_NAME=JSON",
         help="a field of your own, which devices pass over; repeatable",
@@ -91,7 +91,7 @@ def _add_policy(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--health-required",
-        type=_names,
+        type=cli_values.names,
         default=(),
         metavar="A,B",
         help="checks that must be green in the trial boot",
@@ -101,7 +101,13 @@ def _add_policy(command: argparse.ArgumentParser) -> None:
     add("--from-min", type=int, default=0, metavar="N", help="lowest running sequence that may install it")
     add("--from-max", type=int, default=U32_MAX, metavar="N", help="highest one")
     add("--data-writes", type=int, default=1, metavar="N", help="data schema it writes")
-    add("--data-reads", type=_range, default=(1, 1), metavar="MIN-MAX", help="data schemas it reads")
+    add(
+        "--data-reads",
+        type=cli_values.schema_range,
+        default=(1, 1),
+        metavar="MIN-MAX",
+        help="data schemas it reads",
+    )
     add(
         "--irreversible-data",
         action="store_true",
@@ -113,11 +119,16 @@ def _add_policy(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="default: index and pack with 5 %% and 1 MiB to spare",
     )
-    add("--rollout", type=_percent, metavar="PERCENT", help="share of the fleet, 0..100; default: everyone")
-    add("--rollout-not-before", type=_utc, metavar="T", help="default: the build time")
+    add(
+        "--rollout",
+        type=cli_values.percent,
+        metavar="PERCENT",
+        help="share of the fleet, 0..100; default: everyone",
+    )
+    add("--rollout-not-before", type=cli_values.utc, metavar="T", help="default: the build time")
     add(
         "--rollout-salt",
-        type=_salt,
+        type=cli_values.salt,
         metavar="HEX",
         help="which devices are in the share; default: from the version",
     )
@@ -138,7 +149,7 @@ def _add_contents(command: argparse.ArgumentParser) -> None:
     add(
         "--uki",
         action="append",
-        type=_uki,
+        type=cli_values.uki_file,
         default=[],
         metavar="SLOT=FILE",
         help="unified kernel image that starts slot A or B, for devices with systemd-boot; one for each slot",
@@ -156,7 +167,7 @@ def _add_contents(command: argparse.ArgumentParser) -> None:
     add(
         "--firmware",
         action="append",
-        type=_firmware,
+        type=cli_values.firmware_file,
         default=[],
         metavar="BOARD=FILE[@VERSION]",
         help="MCUboot image of a board; VERSION is compared with the image's own; repeatable",
@@ -164,7 +175,7 @@ def _add_contents(command: argparse.ArgumentParser) -> None:
     add(
         "--firmware-path",
         action="append",
-        type=_pair,
+        type=cli_values.pair,
         default=[],
         metavar="BOARD=PATH",
         help="its place inside the slot image; default: usr/lib/firmware/ and the file's name",
@@ -172,14 +183,14 @@ def _add_contents(command: argparse.ArgumentParser) -> None:
     add(
         "--firmware-compat",
         action="append",
-        type=_compat,
+        type=cli_values.firmware_range,
         default=[],
         metavar="BOARD=MIN..MAX",
         help="board versions it works with; default for a board with --firmware: that version only",
     )
     add(
         "--verity",
-        type=_verity,
+        type=cli_values.verity,
         metavar="ROOT_HASH:SALT:DATA_BYTES:HASH_OFFSET",
         help="dm-verity inside the image, as `veritysetup format` printed it",
     )
@@ -276,96 +287,3 @@ def _rollout_of(arguments: argparse.Namespace, built_utc: datetime) -> dict[str,
         "percent_x100": arguments.rollout,
         "not_before_utc": f"{start.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
     }
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, found, value = text.partition("=")
-    if not (name and found and value):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
-    return name, value
-
-
-def _firmware(text: str) -> tuple[str, Path, str | None]:
-    board, value = _pair(text)
-    file, found, version = value.rpartition("@")
-    return (board, Path(file), version) if found else (board, Path(value), None)
-
-
-def _compat(text: str) -> tuple[str, tuple[str, str]]:
-    board, value = _pair(text)
-    low, found, high = value.partition("..")
-    if not (low and found and high):
-        raise argparse.ArgumentTypeError(f"expected BOARD=MIN..MAX, found {text!r}")
-    return board, (low, high)
-
-
-def _verity(text: str) -> dict[str, Any]:
-    try:
-        root_hash, salt, data_bytes, hash_offset = text.split(":")
-        return {
-            "root_hash": root_hash.lower(),
-            "salt": "" if salt == "-" else salt.lower(),
-            "data_bytes": int(data_bytes),
-            "hash_offset": int(hash_offset),
-        }
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(
-            f"expected ROOT_HASH:SALT:DATA_BYTES:HASH_OFFSET, found {text!r}"
-        ) from err
-
-
-def _percent(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,3})(?:\.([0-9]{1,2}))?", text, re.ASCII)
-    hundredths = int(match.group(1)) * 100 + int((match.group(2) or "").ljust(2, "0")) if match else -1
-    if not 0 <= hundredths <= 10_000:
-        raise argparse.ArgumentTypeError(f"expected 0..100 with at most two decimals, found {text!r}")
-    return hundredths
-
-
-def _salt(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{32}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"expected 32 hexadecimal digits, found {text!r}")
-    return text
-
-
-def _field(text: str) -> tuple[str, Any]:
-    name, value = _pair(text)
-    if not name.startswith("x_"):
-        raise argparse.ArgumentTypeError(f"expected a name that begins with x_, found {name!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{name}: no JSON: {err}") from err
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
-
-
-def _range(text: str) -> tuple[int, int]:
-    low, _, high = text.partition("-")
-    try:
-        return int(low), int(high or low)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(f"expected MIN-MAX, found {text!r}") from err
-
-
-def _uki(text: str) -> tuple[SlotName, Path]:
-    slot, equals, path = text.partition("=")
-    if slot not in ("A", "B") or not equals or not path:
-        raise argparse.ArgumentTypeError(f"expected A=FILE or B=FILE, found {text!r}")
-    return SlotName(slot), Path(path)
-
-
-def _note(text: str) -> tuple[str, str]:
-    match = _NOTE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected LANG=TEXT, found {text!r}")
-    return match.group(1), match.group(2)
-
-
-def _utc(text: str) -> datetime:
-    try:
-        return parse_utc(text)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(str(err)) from err
