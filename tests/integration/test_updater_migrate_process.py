@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tidewaiter_core.model import SlotName
 from tidewaiter_updater.model import BootEnv, DataState
-from tidewaiter_updater.tree_copy import SystemTrees
+from tidewaiter_updater.trees import SystemTrees
 
 from tests.sim.data_sets import snapshot
 from tests.sim.migrate_process import FIRST, SECOND, MigrateDevice

@@ -15,7 +15,7 @@ from tidewaiter_core.payload.policy import Data
 from tidewaiter_updater.migrate import Boot, Migration
 from tidewaiter_updater.model import BootEnv
 from tidewaiter_updater.set_store import SetStore
-from tidewaiter_updater.tree_copy import SystemTrees
+from tidewaiter_updater.trees import SystemTrees
 
 from tests.sim.clock import START_UTC, FakeClock
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from tidewaiter_updater.errors import DataStepError
-from tidewaiter_updater.tree_copy import DEPTH_LIMIT, SystemTrees
+from tidewaiter_updater.tree_copy import DEPTH_LIMIT
+from tidewaiter_updater.trees import SystemTrees
 
 from tests.sim.data_sets import snapshot
 

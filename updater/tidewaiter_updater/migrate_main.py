@@ -36,7 +36,7 @@ from tidewaiter_updater.migrate import Boot, Migration
 from tidewaiter_updater.migrate_programs import SystemPrograms
 from tidewaiter_updater.model import DataState, RunningRelease
 from tidewaiter_updater.set_store import SetStore
-from tidewaiter_updater.tree_copy import SystemTrees
+from tidewaiter_updater.trees import SystemTrees
 
 logger = logging.getLogger(__name__)
 

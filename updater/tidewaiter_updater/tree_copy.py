@@ -1,4 +1,4 @@
-"""Directory trees on the real file system: port `Trees`.
+"""Copies a directory tree on the real file system.
 
 A copy keeps what belongs to a file: owner, mode, times, extended attributes with access lists, hard links, symbolic links,
 holes. Blocks are shared where the file system can (FICLONE), else copied by the kernel. The walk goes by descriptors, so that
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from typing import Final
 
 from tidewaiter_updater.errors import DataStepError
 from tidewaiter_updater.set_store import Beat
-from tidewaiter_updater.syncfs import syncfs
 
 DEPTH_LIMIT: Final = 128
 """Open directories at a time."""
@@ -36,7 +34,7 @@ _WRITE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 
 
 @dataclass
-class _Links:
+class Links:
     """Files with several names of which some are still to come."""
 
     left: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
@@ -56,6 +54,7 @@ class _Links:
         return name
 
     def note(self, status: os.stat_result, name: str) -> None:
+        """Remember the first of several names; DataStepError data.limit where there are too many."""
         if len(self.left) >= LINK_LIMIT:
             raise DataStepError(
                 f"more than {LINK_LIMIT} files with several names; the data are not copied", code="data.limit"
@@ -63,77 +62,9 @@ class _Links:
         self.left[status.st_dev, status.st_ino] = (status.st_nlink - 1, name)
 
 
-class SystemTrees:
-    """The kernel's file system."""
-
-    def make(self, folder: Path) -> None:
-        folder.mkdir(mode=0o755)
-        folder.chmod(0o755)
-
-    def copy(self, source: Path, target: Path, *, beat: Beat) -> None:
-        target.mkdir(mode=0o700)
-        with _opened(source) as old, _opened(target) as new:
-            _Copy(new, beat).folder(old, new, "", depth=0)
-            _dress(old, new)
-
-    def mark(self, folder: Path, *, beat: Beat) -> str:
-        seen = hashlib.sha256()
-        with _opened(folder) as fd:
-            for name, status in _walk(fd, beat):
-                facts = (status.st_ino, status.st_mode, status.st_nlink, status.st_uid, status.st_gid)
-                times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                seen.update(os.fsencode(name) + b"\0" + repr((facts, times)).encode() + b"\0")
-        return seen.hexdigest()
-
-    def used_bytes(self, folder: Path, *, beat: Beat) -> int:
-        total, links = 0, _Links()
-        with _opened(folder) as fd:
-            for name, status in _walk(fd, beat):
-                if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                    if links.first(status) is not None:
-                        continue
-                    links.note(status, name)
-                total += status.st_blocks * 512
-        return total
-
-    def shares(self, folder: Path) -> bool:
-        """Tried with two files that have no name: what a file system is called says little."""
-        try:
-            first = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return False
-        try:
-            second = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(first, bytes(4096))
-                fcntl.ioctl(second, FICLONE, first)
-            except OSError:
-                return False
-            finally:
-                os.close(second)
-        finally:
-            os.close(first)
-        return True
-
-    def sync(self, folder: Path) -> None:
-        with _opened(folder) as fd:
-            syncfs(fd)
-
-    def remove(self, folder: Path, *, beat: Beat) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            with _opened(folder) as fd:
-                _empty(fd, fd, beat, depth=0)
-            folder.rmdir()
-
-    def rename(self, source: Path, target: Path) -> None:
-        # A plain rename would silently replace an empty directory.
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-        source.rename(target)
-
-
 @contextlib.contextmanager
-def _opened(path: Path | str, *, at: int | None = None, flags: int = _FOLDER) -> Iterator[int]:
+def opened(path: Path | str, *, at: int | None = None, flags: int = _FOLDER) -> Iterator[int]:
+    """A descriptor of a directory, or of whatever `flags` say, below the directory `at`."""
     fd = os.open(path, flags, dir_fd=at)
     try:
         yield fd
@@ -141,13 +72,13 @@ def _opened(path: Path | str, *, at: int | None = None, flags: int = _FOLDER) ->
         os.close(fd)
 
 
-class _Copy:
+class Copy:
     """One copy; `root` is the directory that gets it."""
 
     def __init__(self, root: int, beat: Beat) -> None:
         self._root = root
         self._beat = beat
-        self._links = _Links()
+        self._links = Links()
 
     def folder(self, old: int, new: int, path: str, *, depth: int) -> None:
         """Everything inside `old` into `new`; the caller dresses the directory itself, last: filling it changes its time."""
@@ -163,9 +94,9 @@ class _Copy:
                 below = f"{path}{name}"
                 if stat.S_ISDIR(status.st_mode):
                     os.mkdir(name, 0o700, dir_fd=new)
-                    with _opened(name, at=old) as inner_old, _opened(name, at=new) as inner_new:
+                    with opened(name, at=old) as inner_old, opened(name, at=new) as inner_new:
                         self.folder(inner_old, inner_new, f"{below}/", depth=depth + 1)
-                        _dress(inner_old, inner_new)
+                        dress(inner_old, inner_new)
                 else:
                     self._leaf(old, new, name, below, status)
                 self._beat(1, 0)
@@ -184,7 +115,7 @@ class _Copy:
             _dress_link(old, new, name, status)
         elif stat.S_ISFIFO(status.st_mode):
             os.mkfifo(name, 0o600, dir_fd=new)
-            with _opened(name, at=new, flags=os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) as fifo:
+            with opened(name, at=new, flags=os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC) as fifo:
                 os.fchown(fifo, status.st_uid, status.st_gid)
                 _finish(fifo, status)
         elif not stat.S_ISSOCK(status.st_mode):  # a socket is of no use without its process
@@ -194,12 +125,12 @@ class _Copy:
             )
 
     def _file(self, old: int, new: int, name: str, status: os.stat_result) -> None:
-        with _opened(name, at=old, flags=_READ) as source:
+        with opened(name, at=old, flags=_READ) as source:
             target = os.open(name, _WRITE, 0o600, dir_fd=new)
             try:
                 if not _cloned(source, target):
                     self._content(source, target, status.st_size)
-                _dress(source, target)
+                dress(source, target)
             finally:
                 os.close(target)
 
@@ -249,7 +180,7 @@ def _copied(source: int, target: int, at: int, count: int) -> int:
     return done
 
 
-def _dress(source: int, target: int) -> None:
+def dress(source: int, target: int) -> None:
     """Owner, attributes, mode, times; in this order, because each may undo a later one."""
     status = os.fstat(source)
     os.fchown(target, status.st_uid, status.st_gid)
@@ -280,44 +211,3 @@ def _attributes(listed: Callable[[], list[str]]) -> list[str]:
         if err.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
             return []
         raise
-
-
-def _walk(root: int, beat: Beat) -> Iterator[tuple[str, os.stat_result]]:
-    """Every name below `root` and `root` itself, in an order that is the same for the same tree."""
-    yield ".", os.fstat(root)
-    yield from _below(root, "", beat, depth=0)
-
-
-def _below(fd: int, path: str, beat: Beat, *, depth: int) -> Iterator[tuple[str, os.stat_result]]:
-    if depth > DEPTH_LIMIT:
-        raise DataStepError(
-            f"{path[:200]}...: deeper than {DEPTH_LIMIT} directories; the data are not copied",
-            code="data.limit",
-        )
-    with os.scandir(fd) as listing:
-        for entry in listing:
-            status = entry.stat(follow_symlinks=False)
-            yield f"{path}{entry.name}", status
-            beat(0, 0)
-            if stat.S_ISDIR(status.st_mode):
-                with _opened(entry.name, at=fd) as inner:
-                    yield from _below(inner, f"{path}{entry.name}/", beat, depth=depth + 1)
-
-
-def _empty(root: int, fd: int, beat: Beat, *, depth: int) -> None:
-    """Remove everything below `fd`. A tree deeper than a copy may be is hung up at the top, so that no tree is too deep to go."""
-    again = True
-    while again:  # what is removed while a listing runs may hide a neighbor from it
-        again = False
-        with os.scandir(fd) as listing:
-            for entry in listing:
-                again = True
-                beat(0, 0)
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.name, dir_fd=fd)
-                elif depth >= DEPTH_LIMIT:
-                    os.rename(entry.name, f".deep-{entry.inode()}", src_dir_fd=fd, dst_dir_fd=root)
-                else:
-                    with _opened(entry.name, at=fd) as inner:
-                        _empty(root, inner, beat, depth=depth + 1)
-                    os.rmdir(entry.name, dir_fd=fd)
