@@ -24,8 +24,8 @@ from tidewaiter_core.workers import Stop
 from tidewaiter_updater.activation import Activation
 from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.effects import Effects
-from tidewaiter_updater.errors import EngineBusyError, EngineRefusedError, OfferRefusedError
-from tidewaiter_updater.journal import JournalEntry
+from tidewaiter_updater.errors import EngineBusyError
+from tidewaiter_updater.intake import Intake
 from tidewaiter_updater.model import RELAY, Consent, RunningRelease, Verdict, txn_of
 from tidewaiter_updater.offers import Offer, Offers
 from tidewaiter_updater.phases import CANCELABLE, IN_TRIAL, RESTING, TABLE, WRITING, Phase, PhaseTable
@@ -65,6 +65,7 @@ class Engine:
         control = TransferControl(self.transaction)
         effects = Effects(self.transaction, control=control)
         self.offers = Offers(self.transaction)
+        self._intake = Intake(self.transaction, self.offers)
         self._transfer = Transfer(self.transaction, effects, permit=self.offers.permit, rng=rng)
         self._activation = Activation(
             self.transaction, effects, permit=self.offers.permit_start, give_up=self._transfer.end
@@ -211,58 +212,12 @@ class Engine:
         Args:
             source: Where its bytes come from from now on; where Check found the release last if not given.
         """
-        transaction = self.transaction
-        source = source or transaction.journal.offered_by(digest)
-        with transaction.lock:
-            self._must_be_sound()
-            if consent is not None:
-                _must_be_for(consent, digest)
-            if transaction.phase in IN_TRIAL or transaction.phase is Phase.ARMED or transaction.pending:
-                raise EngineBusyError("the device is about to switch releases", phase=transaction.phase.value)
-            open_digest = transaction.open_digest()
-            if open_digest is not None and open_digest != digest:
-                raise EngineBusyError(
-                    f"release {open_digest[:16]} is in hand; cancel it first", phase=transaction.phase.value
-                )
-            if open_digest is None:
-                self._open(digest, source=source, is_local=is_local)
-            if consent is not None:
-                self._note_consent(consent, actor)
-            transaction.actor = actor
-            if is_local or transaction.phase not in WRITING or transaction.waits_for_source():
-                transaction.take_from(source)
-            transaction.retry_at_s = None
-            transaction.save()
-        transaction.touch()
+        self._intake.install(digest, source=source, consent=consent, actor=actor, is_local=is_local)
         self.wake()
-
-    def _open(self, digest: Sha256, *, source: str, is_local: bool) -> None:
-        transaction = self.transaction
-        release = self.offers.stored(digest)
-        self.offers.judge(release, is_local=is_local)
-        booted = transaction.booted
-        if booted is None:
-            raise EngineRefusedError("the booted slot is unknown", code="boot.slot-mismatch")
-        transaction.release = release
-        transaction.cancel_code = None
-        # A window, or a pause, was meant for the release that was in hand then.
-        transaction.window_open = transaction.paused = False
-        transaction.entry = JournalEntry(
-            phase=Phase.WAIT_CONSENT,
-            digest=digest,
-            target=booted.other,
-            source=source,
-            since_utc=transaction.now_utc(),
-            from_version=transaction.identity.version,
-            network_proven_utc=transaction.journal.network_proven_utc(),
-            clock_was_low=transaction.is_clock_low(),
-        )
-        transaction.last = None
-        transaction.enter(Phase.WAIT_CONSENT)
 
     def activate(self, digest: Sha256, *, window_open: bool) -> None:
         """Allow the reboot as far as the caller's window is concerned; everything else is still checked."""
-        self._must_be_in_hand(digest)
+        self._intake.require_in_hand(digest)
         self._activation.request(window_open=window_open)
         self.wake()
 
@@ -277,7 +232,7 @@ class Engine:
         """End the transaction before its reboot."""
         transaction = self.transaction
         with transaction.lock:
-            self._must_be_in_hand(digest)
+            self._intake.require_in_hand(digest)
             armed = transaction.phase is Phase.ARMED and transaction.ports.reboot.is_requested()
             if transaction.phase not in CANCELABLE or armed:
                 raise EngineBusyError("too late to cancel", phase=transaction.phase.value)
@@ -289,16 +244,12 @@ class Engine:
 
     def consent(self, consent: Consent, *, actor: Actor = SYSTEM) -> None:
         """Record a consent given at this device."""
-        with self.transaction.lock:
-            self._must_be_in_hand(consent.digest)
-            self._note_consent(consent, actor)
-            self.transaction.save()
-        self.transaction.touch()
+        self._intake.agree(consent, actor)
         self.wake()
 
     def reject(self, digest: Sha256, reason: str, *, actor: Actor = SYSTEM) -> None:
         """An operator refuses the release: in a trial that is a failed check, before it a cancel and a quarantine."""
-        self._must_be_in_hand(digest)
+        self._intake.require_in_hand(digest)
         self.transaction.actor = actor
         if self.transaction.phase in IN_TRIAL:
             with self.transaction.work:
@@ -343,46 +294,6 @@ class Engine:
         """Whether the process may end without losing anything."""
         transaction = self.transaction
         return transaction.phase in RESTING and not transaction.pending and transaction.degraded is None
-
-    def _note_consent(self, consent: Consent, actor: Actor) -> None:
-        if self.transaction.entry is None or consent == self.transaction.entry.consent:
-            return
-        self.transaction.ports.audit.append(
-            "consent.given",
-            actor=actor,
-            fields={
-                "digest": str(consent.digest),
-                "release": self.transaction.release_name(),
-                "scopes": [scope.value for scope in consent.scope],
-                "channel": consent.channel.value,
-                "expires_utc": consent.expires_utc,
-                "detail": consent.who,
-            },
-        )
-        self.transaction.amend(consent=consent)
-
-    def _must_be_sound(self) -> None:
-        code = self.transaction.degraded
-        if code is not None:
-            raise EngineRefusedError(
-                f"the device is degraded ({code}); nothing is installed until that is solved", code=code
-            )
-
-    def _must_be_in_hand(self, digest: Sha256) -> None:
-        in_hand = self.transaction.open_digest()
-        if in_hand != digest:
-            found = in_hand[:16] if in_hand else "none"
-            raise OfferRefusedError(
-                f"release {digest[:16]} is not in hand (found {found})", code="release.unknown"
-            )
-
-
-def _must_be_for(consent: Consent, digest: Sha256) -> None:
-    if consent.digest != digest:
-        raise EngineRefusedError(
-            f"consent is for release {consent.digest[:16]}, not for {digest[:16]}; not recorded",
-            code="update.consent",
-        )
 
 
 def _rest() -> float:
