@@ -547,6 +547,20 @@ def test_progress_and_budget_are_of_both_together(both: Both) -> None:
     )
 
 
+@pytest.mark.parametrize("pieces", [0, 4, 6])
+def test_the_slot_may_fetch_what_the_policy_leaves_beside_the_kernel_image_with_and_without_a_cut(
+    both: Both, pieces: int
+) -> None:
+    if pieces == 6:
+        both.bench.put()
+    elif pieces:
+        both.bench.cut_after(pieces)
+    last = both.write(cap_bytes=len(KERNEL) + 600)
+    assert both.inner.caps == [600]
+    assert last.counts.skipped == min(pieces * PIECE, len(KERNEL))
+    assert last.counts.fetched == 400 + len(KERNEL) - last.counts.skipped
+
+
 def test_a_kernel_image_that_is_there_counts_as_skipped(both: Both) -> None:
     both.write()
     last = both.write()

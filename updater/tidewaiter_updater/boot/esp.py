@@ -29,6 +29,7 @@ ENTRIES: Final = "EFI/Linux"
 PRIVATE: Final = "EFI/tidewaiter"
 """What it does not look at: records, images that are not in force yet, files moved aside."""
 PIECE_BYTES: Final = 1024 * 1024
+SECTOR_BYTES: Final = 512
 
 
 class Esp:
@@ -177,5 +178,7 @@ class DirectEsp(Esp):
                 while done := os.preadv(fd, [buffer], offset):
                     yield buffer[:done]
                     offset += done
+                    if done % SECTOR_BYTES:
+                        return  # the end of the file; a direct read from an odd offset may be an error instead of no bytes
             finally:
                 os.close(fd)
