@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 from tidewaiter_core.model import SlotName
+from tidewaiter_core.payload.components import UKI_PIECE_BYTES
 from tidewaiter_core.varlink import VarlinkError
 from tidewaiter_updater.boot.esp import ENTRIES, PRIVATE
 
@@ -17,6 +19,7 @@ from tests.sim.hal import HalProcess
 from tests.sim.injector import InjectorSimulator
 from tests.sim.loop import loop_device
 from tests.sim.packs import random_image
+from tests.sim.relay import Answer, Ask, Relay
 from tests.sim.repository import MadeRelease
 from tests.sim.updater_process import UpdaterProcess, updater_process
 
@@ -44,12 +47,17 @@ def loader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installed
 
 
 @pytest.fixture
-def updater(loader: InstalledLoader, tmp_path: Path) -> Iterator[UpdaterProcess]:
-    with updater_process(tmp_path / "d", tmp_path / "injector", loader=loader) as (device, _):
+def relayed(loader: InstalledLoader, tmp_path: Path) -> Iterator[tuple[UpdaterProcess, Relay]]:
+    with updater_process(tmp_path / "d", tmp_path / "injector", loader=loader) as (device, relay):
         device.manufacture(OLD, "1.0", 1)
         device.knows(NEW, "2.0", 2)
         device.boot()
-        yield device
+        yield device, relay
+
+
+@pytest.fixture
+def updater(relayed: tuple[UpdaterProcess, Relay]) -> UpdaterProcess:
+    return relayed[0]
 
 
 def install(updater: UpdaterProcess) -> MadeRelease:
@@ -173,6 +181,45 @@ def test_a_kernel_image_is_staged_and_a_cancel_removes_it(
     updater.call("Cancel", digest=str(made.digest))
     updater.until_phase("IDLE")
     assert loader.private() == set()
+
+
+@pytest.mark.parametrize("how", ["SIGKILL of the updater", "end of the relay"])
+@pytest.mark.parametrize("loader", ["systemd-boot"], indirect=True)
+def test_a_kernel_image_that_was_cut_is_completed_and_the_pieces_that_are_there_are_not_asked_for(
+    loader: SdBootFolder, relayed: tuple[UpdaterProcess, Relay], how: str
+) -> None:
+    updater, relay = relayed
+    kernel = updater.home / "kernel-b.efi"
+    kernel.write_bytes(Random(4).randbytes(6 * UKI_PIECE_BYTES + 1))
+    made = updater.repository.add_release(NEW, "2.0", 2, ukis={B: kernel})
+    cut_at = 4 * UKI_PIECE_BYTES
+    is_cut = threading.Event()
+
+    def cut(ask: Ask, honest: Answer) -> Answer | None:
+        if not ask.path.endswith("kernel-b.efi") or ask.offset < cut_at:
+            return None
+        is_cut.set()
+        return Answer(status="unavailable", detail="the network is gone")
+
+    relay.lie = cut
+    updater.call("Check", source="relay", release=made.path)
+    updater.call("Install", digest=str(made.digest), consent=None)
+    assert is_cut.wait(60)
+    if how == "SIGKILL of the updater":
+        updater.kill()
+    else:
+        updater.until(lambda: "source.unavailable" in updater.status()["waiting_for"], "the way is given up")
+    relay.lie = lambda ask, honest: None
+    relay.asks.clear()
+    if how == "SIGKILL of the updater":
+        updater.start()
+    else:
+        updater.call("Resume")
+    assert updater.until_phase("STAGED", "FAILED")["phase"] == "STAGED"
+    asked = [ask.offset for ask in relay.asks if ask.path.endswith("kernel-b.efi")]
+    assert asked == [cut_at, cut_at + UKI_PIECE_BYTES, cut_at + 2 * UKI_PIECE_BYTES]
+    (staged,) = loader.private()
+    assert (loader.esp / PRIVATE / staged).read_bytes() == kernel.read_bytes()
 
 
 @pytest.mark.parametrize("loader", ["systemd-boot"], indirect=True)
