@@ -7,6 +7,7 @@ coalesced.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -101,7 +102,10 @@ def report_of(status: UpdaterStatus) -> Report:
     waiting = tuple(f"waiting for {name}" for name in status.waiting_for)
     standing = STANDING_OF_PHASE.get(status.phase, OPEN)
     if status.phase == "TRANSFER" and not waiting and not status.paused:
-        return Report(standing=standing, details=(progress_text(status),), percent=percent_of(status))
+        details = (progress_text(status), origin_text(status.by_source))
+        return Report(
+            standing=standing, details=tuple(text for text in details if text), percent=percent_of(status)
+        )
     if waiting or status.paused:
         return _report(standing, *(waiting or ("paused",)), status.last_text, _advice(status.last_what_to_do))
     return _report(
@@ -157,6 +161,13 @@ def progress_text(status: UpdaterStatus) -> str:
     return (
         f"{status.done_bytes / mib:.1f} of {status.total_bytes / mib:.1f} MiB in place{fetched}{speed}{left}"
     )
+
+
+def origin_text(by_source: Mapping[str, int]) -> str:
+    """Where the bytes in place came from, for people; empty while there are none."""
+    shown = (f"{name} {count / (1024 * 1024):.1f}" for name, count in by_source.items() if count)
+    listed = ", ".join(shown)
+    return f"MiB by origin: {listed}" if listed else ""
 
 
 def _advice(what_to_do: str) -> str:

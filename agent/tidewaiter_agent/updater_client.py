@@ -56,6 +56,8 @@ class UpdaterStatus:
     done_bytes: int
     fetched_bytes: int
     expected_fetch_bytes: int
+    by_source: Mapping[str, int]
+    """Bytes in place by where they came from: resume, copy, patch, pack, zero."""
     speed_bytes_per_s: int
     remaining_s: int | None
     waiting_for: tuple[str, ...]
@@ -160,6 +162,7 @@ def status_from(status: Mapping[str, Any]) -> UpdaterStatus:
         done_bytes=counts["written"] + counts["skipped"],
         fetched_bytes=counts["fetched"],
         expected_fetch_bytes=counts["expected_fetch"],
+        by_source=dict(status["by_source"]),
         speed_bytes_per_s=status["speed_bytes_per_s"],
         remaining_s=status.get("remaining_s"),
         waiting_for=tuple(status["waiting_for"]),

@@ -44,6 +44,8 @@ class UpdaterProcess:
     """Version and sequence that the identity file inside an image says."""
     data_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By version, what an image says of its data; the root program runs at each boot if there is any."""
+    epochs: dict[str, int] = field(default_factory=dict)
+    """By version, the security epoch that an image says; 0 if it is not here."""
     python: str = sys.executable
     """What the daemon and its units run with."""
     person_python: str = sys.executable
@@ -106,7 +108,7 @@ class UpdaterProcess:
             "product": self.repository.product,
             "version": version,
             "sequence": sequence,
-            "security_epoch": 0,
+            "security_epoch": self.epochs.get(version, 0),
             "built_utc": "2026-01-01T00:00:00Z",
             "hw": [self.repository.hw],
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tidewaiter_agent import cli_show as show
 from tidewaiter_agent.action import Action, ActionBook
 from tidewaiter_agent.consent import ConsentStore
 from tidewaiter_agent.outbox import Outbox, SystemOutboxDisk
@@ -236,6 +237,31 @@ def test_progress_is_coalesced_to_the_latest(bench: Bench) -> None:
         m["status"]["result"]["progress"] for m in bench.messages() if "progress" in m["status"]["result"]
     ]
     assert progress == [{"cnt": 100, "of": 100}]
+
+
+def test_feedback_says_what_the_command_line_says(bench: Bench) -> None:
+    bench.offer()
+    bench.run()
+    bench.world.done_bytes = bench.world.total_bytes // 2
+    bench.run()
+    told = bench.messages()[-1]["status"]
+    assert (told["execution"], told["result"]["progress"]) == ("download", {"cnt": 50, "of": 100})
+    numbers, origin = told["details"]
+    shown = show.update_text(bench.world.status())
+    assert "32.0 of 64.0 MiB in place" in numbers and "16.0 of 32.0 MiB fetched over the network" in numbers
+    assert "5.0 MiB/s" in numbers and "10 s left" in numbers
+    assert origin == "MiB by origin: pack 32.0"
+    for same in ("32.0", "64.0 MiB", "16.0 of 32.0 MiB over the network", "5.0 MiB/s", "pack 32.0"):
+        assert same in shown
+    bench.world.end("FAILED", "slot.io", "slot B: write at byte 4096 failed: Input/output error")
+    bench.run(2)
+    assert bench.messages()[-1]["status"]["details"] == [
+        "slot.io",
+        "slot B: write at byte 4096 failed: Input/output error",
+        "what to do: call",
+    ]
+    ended = show.update_text(bench.world.status())
+    assert "slot.io: slot B: write at byte 4096 failed" in ended and "call" in ended
 
 
 def test_site_consent_is_asked_and_relayed_as_a_claim(bench: Bench) -> None:
