@@ -37,8 +37,10 @@ from tidewaiter_release.progress import Progress
 _MAP_WINDOW_LOG = 18
 """The map is decoded beside a segment: its window is extra memory on the device."""
 _LEAST_VOTES = 1.0
-"""More than this for a region, in a full segment: with every region that has a vote, patches are 2 % smaller, and a device makes
-three times as many reads (docs/adr/0013)."""
+"""More than this for a region, in a full segment: all that have a vote would be three times as many reads for a device
+(docs/adr/0013)."""
+_LEAST_VOTES_AROUND = 5.0
+"""More than this for 64 KiB, of which then everything comes along; fewer bring nothing (docs/adr/0013)."""
 _IN_FLIGHT_PER_WORKER = 2
 _COPY_BYTES = 1024 * 1024
 
@@ -184,8 +186,14 @@ class _Encoder:
         per_region = size // self._limits.block_bytes
         likely = [block // per_region for block in guesses]
         # In proportion: a segment of one block has a dozen votes in all.
-        least = _LEAST_VOTES * len(data) / self._limits.segment_bytes
-        regions = index.best(data, likely, most=self._limits.max_regions, least=least)
+        share = len(data) / self._limits.segment_bytes
+        regions = index.best(
+            data,
+            likely,
+            most=self._limits.max_regions,
+            least=_LEAST_VOTES * share,
+            least_around=_LEAST_VOTES_AROUND * share,
+        )
         runs = tuple(region_runs(regions))
         prefix = b"".join(self._old.read(run.first * size, run.regions * size) for run in runs)
         frame = zstd.compress_behind(data, prefix, level=self._level, window_log=self._limits.window_log)

@@ -176,6 +176,14 @@ def test_narrow_gaps_between_chosen_regions_come_along_while_there_is_room() -> 
     assert nothing_known(100).best(b"", guesses, most=100) == (3, 4, 5, 6, 7, 8, 9, 40)
 
 
+def test_the_rest_of_an_area_with_many_votes_comes_along_while_there_is_room() -> None:
+    index = nothing_known(100)
+    guesses = [32, 35, 39, 47, 80, 80, 81]
+    assert index.best(b"", guesses, most=40, least=1.0, least_around=3.0) == (*range(32, 48), 80)
+    assert index.best(b"", guesses, most=40, least=1.0, least_around=4.0) == (80,)
+    assert index.best(b"", guesses, most=5, least=1.0, least_around=3.0) == (32, 33, 34, 35, 80)
+
+
 def test_scattered_changes_of_one_byte_cost_little_more_than_the_changes(tmp_path: Path) -> None:
     """One block in 64 KiB: a prefix of 8 MiB, made of regions as large, would have what half of the blocks were."""
     old = random.Random(11).randbytes(16 * MIB)
