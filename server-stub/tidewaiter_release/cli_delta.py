@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from tidewaiter_core import heap
+
 from tidewaiter_release import zstd
 from tidewaiter_release.apply import apply_patch
 
@@ -63,6 +65,7 @@ def _delta(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    heap.return_large_blocks()
     header = apply_patch(arguments.old, arguments.patch, arguments.out, stream=sys.stderr)
     _say(f"{arguments.out}: {header.new_bytes} bytes, sha256 {header.new_sha256}, every chunk proven")
     return 0

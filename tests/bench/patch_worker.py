@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tidewaiter_core import heap
 from tidewaiter_core.clock import SystemClock
 from tidewaiter_core.model import SlotName
 from tidewaiter_core.payload import IndexReader, Release
@@ -26,6 +27,7 @@ from tests.bench.worker import BuildDirectory, peak_rss_bytes
 
 
 def main(argv: list[str]) -> int:
+    heap.return_large_blocks()  # as tidewaiter-updater does
     way = argv[0]
     build, old_index, active, target, state = map(Path, argv[1:])
     release = Release.parse((build / "release.json").read_bytes())

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tidewaiter_core import heap
 from tidewaiter_core.clock import SystemClock
 from tidewaiter_core.payload import Release
 from tidewaiter_updater.index_store import IndexStore
@@ -78,6 +79,7 @@ class _Dying(BuildDirectory):
 
 
 def main(argv: list[str]) -> int:
+    heap.return_large_blocks()  # as tidewaiter-updater does
     act, slot, build, state = argv[0], Path(argv[1]), Path(argv[2]), Path(argv[3])
     release = Release.parse((build / "release.json").read_bytes())
     dying = _Dying(build, int(release.slot.pack.length * KILLED_AT))

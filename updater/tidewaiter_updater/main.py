@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tidewaiter_core import config, log
+from tidewaiter_core import config, heap, log
 from tidewaiter_core.activation import listen_fds, listener
 from tidewaiter_core.audit import Actor, AuditLog, AuditUnavailableError, Outcome
 from tidewaiter_core.clock import Clock, SystemClock, boot_id
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--conf-dir", type=Path, default=config.DEFAULT_CONF_DIR, help="site configuration")
     arguments = parser.parse_args(argv)
     log.configure("updater")
+    heap.return_large_blocks()  # before threads and large blocks: it bounds what a patch takes
     try:
         return serve(config.load(arguments.config, arguments.conf_dir))
     except (ConfigError, BootEnvError) as err:

@@ -1,8 +1,8 @@
 """Chunks by patch: blocks of the running slot and of what was written already, and literals out of segments.
 
 One segment and one prefix are in memory (`core.payload.patchapply`), the head is read by windows from the state directory. What
-is assembled is unproven until its chunk hash is right: a running slot that is not what its record says gives other bytes, and
-that chunk comes from the pack, counted and within the byte budget. Segments that no wrong chunk needs are not fetched.
+is assembled is unproven until its chunk hash is right (`made_ahead`): a running slot that is not what its record says gives other
+bytes, and that chunk comes from the pack, counted and within the byte budget. Segments that no wrong chunk needs are not fetched.
 
 Source: update-engine.md sections 4.4, 6 and 7.
 """
@@ -19,13 +19,13 @@ from tidewaiter_core.payload.patch import PatchReader
 from tidewaiter_core.payload.patchapply import (
     ChunkAssembler,
     Literals,
-    Room,
     SegmentDecoder,
     needed_segments,
 )
 
-from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice
+from tidewaiter_updater.device import SlotDevice
 from tidewaiter_updater.index_store import IndexStore
+from tidewaiter_updater.made_ahead import MadeAhead
 from tidewaiter_updater.pack_fallback import PackFallback
 from tidewaiter_updater.patch_images import ActiveSlotError, NewImage, OldImage, foreseen_reads
 from tidewaiter_updater.patch_segments import SegmentStream
@@ -45,6 +45,8 @@ class _Planned:
     stream: SegmentStream
     decoder: SegmentDecoder
     assembler: ChunkAssembler
+    made: MadeAhead
+    new: NewImage
 
 
 class PatchSupply:
@@ -79,15 +81,18 @@ class PatchSupply:
         self._codec = ZstdCodec()
         self._active = active
         self._ahead = ReadAhead(active)
-        self._new = NewImage(device, table, store)
+        self._target = device
         self._reader = ChunkReader(table)
-        self._room = Room(max(table.chunk_bytes, BLOCK_BYTES))
         self._zeros: dict[int, bytes] = {}
-        self._stored: tuple[int, bytes | bytearray] | None = None
+        self._stored: tuple[int, bytes | memoryview] | None = None
         self._plan: _Planned | None = None
         self.what = path
         self.meter = meter
-        self.active_differs = 0
+
+    @property
+    def active_differs(self) -> int:
+        """Chunks that came out wrong, or could not be made."""
+        return self._plan.made.replaced if self._plan is not None else 0
 
     def plan(self, wrong: Wrong) -> None:
         def is_wanted(chunk: int) -> bool:
@@ -100,35 +105,31 @@ class PatchSupply:
             patch, self._source, self.what, needed=needed, meter=self.meter, step=self._step
         )
         old = OldImage(self._ahead, min(patch.header.old_bytes, self._active.size_bytes))
+        made = MadeAhead(
+            self.table, self._next_of(wrong.chunks), make=self._make, replace=self._fallback.fetched
+        )
+        new = NewImage(self._target, self.table, self._store, made.content)
         self._plan = _Planned(
             stream,
             SegmentDecoder(patch, self._codec, old),
-            ChunkAssembler(patch, patch.runs(self._codec), old=old, new=self._new, literals=self._literals),
+            ChunkAssembler(patch, patch.runs(self._codec), old=old, new=new, literals=self._literals),
+            made,
+            new,
         )
         self._ahead.foresee(foreseen_reads(patch, patch.runs(self._codec), wrong.chunks))
         self.meter.expect(stream.planned_bytes)
 
     @contextlib.contextmanager
     def fetching(self, control: Control) -> Iterator[None]:
-        with self._ahead, self._planned.stream.fetching(control):
+        with self._ahead, self._planned.stream.fetching(control), self._planned.made:
             yield
 
     def obtain(self, chunk: int, sink: Sink) -> Supplied:
-        length, expected = self._reader.length(chunk), self.table.chunk_hash(chunk)
-        if expected == self._zero_hash(length):
+        if self._is_zero(chunk):
             return Supplied(Origin.ZERO, None)
         planned = self._planned
-        self._ahead.pass_to(chunk)
-        self._new.begin(chunk, sink)
-        out = self._room.view(length)
-        try:
-            made = planned.assembler.assemble(chunk, out)
-        except ActiveSlotError:  # unreadable costs a fetch, not the update
-            made = False
-        if made and hashlib.sha256(out).digest() == expected:
-            return Supplied(Origin.PATCH if planned.assembler.took_literals else Origin.COPY, out)
-        self.active_differs += 1
-        return Supplied(Origin.PACK, self._fallback.fetched(chunk))
+        planned.new.begin(chunk, sink)
+        return planned.made.take(chunk)
 
     def chunk0(self) -> bytes:
         data = self._store.chunk0(self.table.image_root, self.table.chunk_hash(0))
@@ -141,6 +142,30 @@ class PatchSupply:
         if self._plan is None:
             raise RuntimeError("a chunk was asked for before the plan was made")
         return self._plan
+
+    def _next_of(self, wrong: bytearray) -> Callable[[int], int | None]:
+        """The first chunk from a number on that has to be made."""
+
+        def wanted(chunk: int) -> int | None:
+            found = wrong.find(1, chunk)
+            while found >= 0 and self._is_zero(found):
+                found = wrong.find(1, found + 1)
+            return found if found >= 0 else None
+
+        return wanted
+
+    def _make(self, chunk: int, out: memoryview) -> Origin | None:
+        self._ahead.pass_to(chunk)
+        assembler = self._planned.assembler
+        try:
+            if not assembler.assemble(chunk, out):
+                return None
+        except ActiveSlotError:  # unreadable costs a fetch, not the update
+            return None
+        return Origin.PATCH if assembler.took_literals else Origin.COPY
+
+    def _is_zero(self, chunk: int) -> bool:
+        return self.table.chunk_hash(chunk) == self._zero_hash(self._reader.length(chunk))
 
     def _literals(self, number: int) -> Literals:
         """The decoded blocks of a segment."""

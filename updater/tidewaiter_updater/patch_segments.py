@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from tidewaiter_core.payload.patch import PatchReader, Segment
+from tidewaiter_core.payload.patchapply import Room
 
 from tidewaiter_updater.errors import RouteClosedError
 from tidewaiter_updater.fetcher import Fetcher
@@ -74,6 +75,7 @@ class SegmentStream:
         self._span_data = bytearray()
         self.spans = tuple(segment_spans(reader.segment(number) for number in needed))
         self._left = len(self.spans)
+        self._room = Room(max((reader.segment(number).stored_bytes for number in needed), default=0))
 
     @property
     def planned_bytes(self) -> int:
@@ -86,15 +88,15 @@ class SegmentStream:
         with Fetcher(self._source, self._path, self.spans, control) as self._fetcher:
             yield
 
-    def stored(self, number: int) -> bytes | bytearray:
-        """The proven bytes of a segment.
+    def stored(self, number: int) -> bytes | memoryview:
+        """The proven bytes of a segment; good until the next one is asked for.
 
         Raises:
             RouteClosedError: They are wrong twice.
             SourceError: They could not be fetched.
         """
         segment = self._reader.segment(number)
-        stored: bytes | bytearray = self._from_spans(segment)
+        stored: bytes | memoryview = self._from_spans(segment)
         if not _is_right(stored, segment):
             stored = self._alone(segment)
             if not _is_right(stored, segment):
@@ -106,9 +108,10 @@ class SegmentStream:
         self._meter.check(self._path)
         return stored
 
-    def _from_spans(self, segment: Segment) -> bytearray:
-        """The bytes of a segment out of as many spans as it lies in; all zero where the spans do not have them."""
-        out = bytearray(segment.stored_bytes)
+    def _from_spans(self, segment: Segment) -> memoryview:
+        """The bytes of a segment out of as many spans as it lies in; anything where the spans do not have them."""
+        # Always the same memory: what is allocated between two prefixes would take the place of the next one.
+        out = self._room.view(segment.stored_bytes)
         end = segment.offset + segment.stored_bytes
         while True:
             span = self._present_span()
@@ -148,5 +151,5 @@ class SegmentStream:
         return b"".join(pieces)
 
 
-def _is_right(stored: bytes | bytearray, segment: Segment) -> bool:
+def _is_right(stored: bytes | memoryview, segment: Segment) -> bool:
     return len(stored) == segment.stored_bytes and hashlib.sha256(stored).digest() == segment.sha256

@@ -19,7 +19,7 @@ from tidewaiter_updater.device import SlotDevice
 
 _THREADS: Final = 4
 _PIECES: Final = 8
-PIECE_BYTES: Final = 128 * 1024
+PIECE_BYTES: Final = 256 * 1024
 
 
 class Foreseen(NamedTuple):

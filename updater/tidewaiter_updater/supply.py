@@ -60,9 +60,11 @@ class Supply(Protocol):
 
     what: str
     """The file that is fetched from, for messages."""
-    active_differs: int
-    """Chunks that the active slot did not hold although its record says so."""
     meter: Meter
+
+    @property
+    def active_differs(self) -> int:
+        """Chunks that the active slot did not hold although its record says so."""
 
     def plan(self, wrong: Wrong) -> None:
         """Decide where each wrong chunk comes from; sets what the meter expects. Nothing is fetched yet."""

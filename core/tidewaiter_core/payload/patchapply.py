@@ -1,10 +1,10 @@
 """Applies a patch chunk by chunk with one segment and one prefix in memory: on the device and in `tidewaiter-release apply`.
 
 The caller owns every descriptor, thread and decision; this module owns the memory: one mapping for the prefix, given back to the
-system while nobody needs it, and one decoder. Literals are used in the order in which they are decoded, so they are decoded as
-they are used and never kept. Traps this avoids (update-engine.md section 7): a variable that still names the previous decoder
-keeps its prefix and window (12 MiB); a joined list of regions doubles the prefix; a decoder that is fed the whole segment at once
-keeps a copy of what it has not consumed.
+system while nobody needs it, and one decoder (which gives its copy back in a process that uses `tidewaiter_core.heap`). Literals
+are used in the order in which they are decoded, so they are decoded as they are used and never kept. Traps this avoids
+(update-engine.md section 7): a variable that still names the previous decoder keeps its prefix and window (12 MiB); a joined list
+of regions doubles the prefix; a decoder that is fed the whole segment at once keeps a copy of what it has not consumed.
 
 What comes out is unproven: a wrong old image or prefix gives garbage of the right length. The caller hashes each chunk.
 """
