@@ -7,6 +7,7 @@ from tidewaiter_updater.boot import BootEnvError
 from tidewaiter_updater.engine import Engine
 from tidewaiter_updater.errors import EngineBusyError, SourceError
 from tidewaiter_updater.model import FloorValues, source_name
+from tidewaiter_updater.unwritten import VERDICT_WAITS
 
 from tests.sim.device import Device, Made, Storage, ToyFloors
 
@@ -172,6 +173,49 @@ def test_a_verdict_that_cannot_be_written_is_written_again_before_the_reboot() -
     device.work()
     assert env_of(device.storage)[2] == 0
     assert device.reboot.requested
+
+
+def given_up() -> tuple[Device, Made, float]:
+    """A device that could not write FAIL until it asked for the reboot without, and how long that took."""
+    device, made, engine = trial(sick=True)
+    device.env_disk.broken = True
+    with pytest.raises(BootEnvError):
+        engine.health(given_up=lambda: False)
+    waited_s = 0.0
+    while engine.transaction.pending:
+        assert not device.reboot.requested
+        assert device.injector.held is not None
+        wait_s = engine.step()
+        waited_s += wait_s
+        device.clock.advance(wait_s)
+    device.work()
+    return device, made, waited_s
+
+
+def test_a_verdict_that_is_never_written_is_left_to_the_tries_after_five_waits() -> None:
+    device, _, waited_s = given_up()
+    tried = [name for phase, name in device.power.log if name == "FAIL"]
+    assert len(tried) == 2 + VERDICT_WAITS, "when health said no, at once by the worker, and after each wait"
+    assert waited_s <= 160, "the injector is locked as long as that"
+    assert device.reboot.requested
+    assert device.injector.held is not None
+    assert device.injector.held.sealed
+
+
+def test_a_verdict_that_was_not_written_ends_the_trial_although_no_boot_was_counted() -> None:
+    """The loader cannot write either and starts the committed slot: that is no trial that never ran."""
+    device, made, _ = given_up()
+    device.power_off()
+    device.env_disk.broken = False
+    engine = device.start_updater(SlotName.A, boot_id="f" * 32)
+    device.work()
+    assert engine.transaction.phase.value == "ROLLED_BACK"
+    assert made.release.txn in engine.transaction.journal.quarantined()
+    assert env_of(device.storage) == (SlotName.A, False, 0)
+    assert engine.transaction.last is not None
+    assert engine.transaction.last.code.startswith("health.")
+    device.offer(made)
+    assert not device.reboot.requested
 
 
 # --- the source of a transfer that waits ---

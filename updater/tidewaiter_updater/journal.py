@@ -82,6 +82,7 @@ class JournalEntry:
             target=self.target,
             closed=self.closed,
             quarantined=quarantined,
+            failed=self.verdict is not None and not self.verdict.healthy,
         )
 
 

@@ -128,6 +128,8 @@ class Hint:
     closed: bool = False
     """The transaction ended and its outcome is audited; the phase is only shown."""
     quarantined: bool = False
+    failed: bool = False
+    """Health refused the release in its trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +169,15 @@ def classify(
     if env.trial is env.committed:
         return Start(phase=Phase.IDLE, stale_trial=True)
     if env.trial is not None:
-        return _trial_elsewhere(env, armed_now=armed_now)
+        return _trial_elsewhere(env, armed_now=armed_now, hint=hint)
     return _no_trial(env, booted, hint=hint, finished=finished)
 
 
-def _trial_elsewhere(env: BootEnv, *, armed_now: bool) -> Start:
+def _trial_elsewhere(env: BootEnv, *, armed_now: bool, hint: Hint | None) -> Start:
     if armed_now:
         return Start(phase=Phase.ARMED)
-    if env.left == 0:
+    # FAIL may never have been written, and the counter stood still for the same reason: it was judged all the same.
+    if env.left == 0 or (hint is not None and hint.failed and hint.txn == env.txn):
         return Start(phase=Phase.ROLLED_BACK, pending=True)
     # The counter could not be written or the kernel was lost: the trial never ran, nobody judged the release.
     return Start(phase=Phase.VERIFY, stale_trial=True)

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_BASE_S: Final = 5.0
 RETRY_CAP_S: Final = 600.0
-VERDICT_TRIES: Final = 5
-"""So often FAIL is tried; then the device restarts without it, and the tries that are left go back by themselves."""
+VERDICT_WAITS: Final = 5
+"""So often the device waits and tries FAIL again; then it restarts without, and the tries that are left go back by themselves."""
 
 
 class Unwritten:
@@ -40,7 +40,7 @@ class Unwritten:
         """A try failed; returns the seconds until the next one. Anything but a refused write is raised again."""
         if err.code != "boot.env-write" or self._t.phase is Phase.ROLLED_BACK:
             raise err
-        if self._t.phase is Phase.HEALTH and self._backoff.failures >= VERDICT_TRIES:
+        if self._t.phase is Phase.HEALTH and self._backoff.failures >= VERDICT_WAITS:
             logger.error(
                 "%s: %s; the device restarts without it and goes back when the tries are spent", err.code, err
             )
@@ -49,7 +49,10 @@ class Unwritten:
             return 0.0
         wait_s = self._backoff.next_s(at_least_s=1.0)
         self._again_s = self._now_s() + wait_s
-        self._t.conclude(err.code, str(err))
+        if (
+            self._t.phase is not Phase.HEALTH
+        ):  # the reason stays what health said: it is what the earlier release reports
+            self._t.conclude(err.code, str(err))
         self._t.wait_for(err.code)
         logger.error("%s: %s; tried again in %.0f s", err.code, err, wait_s)
         return wait_s
