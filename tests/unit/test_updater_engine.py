@@ -127,7 +127,7 @@ def test_a_release_below_the_epoch_floor_is_refused() -> None:
     assert engine.check("relay", made.path).code == "release.epoch"
 
 
-def test_enospc_in_the_state_directory_refuses_before_disarm_and_is_worth_another_try() -> None:
+def test_enospc_in_the_state_directory_refuses_before_disarm() -> None:
     device, made, engine = device_with()
     room, device.documents.free = device.documents.free, 1000
     with pytest.raises(OfferRefusedError) as refusal:

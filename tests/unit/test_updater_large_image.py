@@ -220,7 +220,7 @@ def by_pack(new: Packed) -> SlotComponent:
 
 
 @pytest.mark.parametrize("way", [by_patch, by_pack])
-def test_an_image_above_4_gib_round_trips(
+def test_image_above_4_gib_round_trips(
     new: Packed, tmp_path: Path, way: Callable[[Packed], SlotComponent]
 ) -> None:
     component = way(new)

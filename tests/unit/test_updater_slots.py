@@ -339,7 +339,7 @@ def test_a_medium_that_lies_after_sync_is_caught_by_the_read_back_and_repaired_o
     assert (repaired, disk.content) == (1, new.image)
 
 
-def test_a_chunk_bad_twice_is_a_medium_fault(new: Packed, store: IndexStore) -> None:
+def test_chunk_bad_twice_is_a_medium_fault(new: Packed, store: IndexStore) -> None:
     disk = FaultyDisk(len(new.image))
     disk.faults.stuck_blocks = {3 * CHUNK_BYTES // BLOCK_BYTES + 2}
     put(disk, new, MemorySource.of(new), store)
