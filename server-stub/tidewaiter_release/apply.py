@@ -16,12 +16,13 @@ from typing import TextIO
 
 from tidewaiter_core.payload import STANDARD, Limits, PatchHeader, PatchReader
 from tidewaiter_core.payload.components import PATCH_HEADER_BYTES
-from tidewaiter_core.payload.errors import PayloadChunkError, PayloadLengthError
+from tidewaiter_core.payload.errors import PayloadChunkError, PayloadError, PayloadLengthError
 from tidewaiter_core.payload.patchapply import BlockSource, ChunkAssembler, Literals, Room, SegmentDecoder
 from tidewaiter_core.payload.patchfile import HASH_BYTES, parse_patch_header
 
 from tidewaiter_release.errors import BuildMismatchError, InputError
 from tidewaiter_release.image import ImageFile, ImageHashes
+from tidewaiter_release.outfile import replacing
 from tidewaiter_release.progress import Progress
 from tidewaiter_release.zstd import ZstdCodec
 
@@ -32,60 +33,64 @@ def apply_patch(
     """Write the new image to `out`; an older file is replaced only when every chunk was proven.
 
     Raises:
-        InputError: A file cannot be read or written.
+        InputError: A file cannot be read or written, or `out` is one of the inputs.
         BuildMismatchError: `old` is not the image that the patch starts from.
         PayloadError: The patch breaks its format, or gives other bytes than it promises.
     """
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with (
-            ImageFile(old, limits=limits) as old_image,
-            _PatchFile(patch, limits=limits) as source,
-            temporary.open("w+b") as file,
-        ):
-            made = _Made(file.fileno())
-            old_hashes = old_image.hashes()
-            _Application(source, old_image, old_hashes, made).run(made.write, stream=stream)
-            os.fsync(file.fileno())
-            header = source.reader.header
-        temporary.replace(out)
-    except OSError as err:
-        raise InputError(f"{out}: cannot be written: {err}; there is no new image") from err
-    finally:
-        temporary.unlink(missing_ok=True)
-    return header
+    with (
+        ImageFile(old, limits=limits) as old_image,
+        _PatchFile(patch, limits=limits) as source,
+        replacing(out, inputs=(old, patch), consequence="there is no new image") as temporary,
+        temporary.open("w+b") as file,
+    ):
+        made = _Made(file.fileno())
+        old_hashes = old_image.hashes()
+        _Application(source, old_image, old_hashes, made).run(
+            made.write, label=f"applying {source.name}", stream=stream
+        )
+        os.fsync(file.fileno())
+        return source.reader.header
 
 
-def prove_patch(old: ImageFile, patch: Path, new: ImageFile, *, stream: TextIO | None = None) -> PatchHeader:
+def prove_patch(
+    old: ImageFile, patch: Path, new: ImageFile, *, name: str = "", stream: TextIO | None = None
+) -> PatchHeader:
     """Apply a patch without writing: every chunk it gives must have the hash that the patch promises, and `new` be that image.
+
+    `name` is what a person calls the patch, where it still has another one.
 
     Raises:
         InputError, BuildMismatchError, PayloadError: As for `apply_patch`.
     """
-    with _PatchFile(patch, limits=old.limits) as source:
-        _Application(source, old, old.hashes(), new).run(lambda offset, data: None, stream=stream)
+    with _PatchFile(patch, limits=old.limits, name=name) as source:
+        _Application(source, old, old.hashes(), new).run(
+            lambda offset, data: None, label=f"checking {source.name}", stream=stream
+        )
         found = new.hashes()
         if found.root != source.reader.header.new_root or found.sha256 != source.reader.header.new_sha256:
-            raise BuildMismatchError(f"{patch.name}: makes another image than {new.name}; not published")
+            raise BuildMismatchError(f"{source.name}: makes another image than {new.name}; not published")
         return source.reader.header
 
 
 class _PatchFile:
     """A patch on disk."""
 
-    def __init__(self, path: Path, *, limits: Limits) -> None:
-        self.name = path.name
+    def __init__(self, path: Path, *, limits: Limits, name: str = "") -> None:
+        self.name = name or path.name
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as err:
-            raise InputError(f"{path}: cannot be read: {err}") from err
+            raise InputError(f"{path}: cannot be read: {err.strerror}; nothing was written") from err
         try:
             length = os.fstat(self._fd).st_size
             header = parse_patch_header(self.read(0, PATCH_HEADER_BYTES), patch_bytes=length, limits=limits)
             self.reader = PatchReader(self.read, header.data_offset, patch_bytes=length, limits=limits)
-        except BaseException:
+        except PayloadError as err:
             self.close()
-            raise
+            raise type(err)(f"{path}: {err}") from err
+        except OSError as err:
+            self.close()
+            raise InputError(f"{path}: cannot be read: {err.strerror}; nothing was written") from err
 
     def read(self, offset: int, length: int) -> bytes:
         """Like pread; shorter at the end of the file."""
@@ -135,7 +140,7 @@ class _Application:
         reader.verify(self._codec)
         self._hashes = b"".join(reader.new_hashes(lambda chunk: old_hashes.chunks[chunk]))
 
-    def run(self, put: Callable[[int, memoryview], None], *, stream: TextIO | None) -> None:
+    def run(self, put: Callable[[int, memoryview], None], *, label: str, stream: TextIO | None) -> None:
         header = self._reader.header
         decoder = SegmentDecoder(self._reader, self._codec, self._old)
         assembler = ChunkAssembler(
@@ -146,7 +151,7 @@ class _Application:
             literals=lambda number: self._literals(decoder, number),
         )
         room = Room(header.chunk_bytes)
-        progress = Progress(f"applying {self._source.name}", header.new_bytes, stream=stream)
+        progress = Progress(label, header.new_bytes, stream=stream)
         for chunk in range(header.chunk_count):
             offset = chunk * header.chunk_bytes
             data = room.view(min(header.chunk_bytes, header.new_bytes - offset))

@@ -1,4 +1,4 @@
-"""The command `tidewaiter-release`. Exit status: 0 done, 1 refused (the code is on stderr), 2 wrong usage."""
+"""The command `tidewaiter-release`. Exit status: 0 done, 1 refused (the code is on stderr), 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -36,11 +36,17 @@ from tidewaiter_release.repository.signing import Calendar
 
 _READERS = frozenset({"stage", "publish", "refresh", "export"})
 """Commands that say at their end what expires soon; `lint` has it among its findings."""
+_INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command."""
-    arguments = parser().parse_args(argv)
+    """Read the command line and run its command."""
+    return run_command(parser().parse_args(argv))
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Run a command; what ends it becomes a line and an exit status."""
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         status = run(arguments)
@@ -51,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TidewaiterError as err:
         print(f"tidewaiter-release: {err} [{err.code}]", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            f"\ntidewaiter-release: {arguments.command}: interrupted; what was not finished is not used",
+            file=sys.stderr,
+        )
+        return _INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="tidewaiter-release",
         description="Build releases from images and keep the signed repository that devices trust.",
-        epilog="Exit status: 0 done, 1 refused, 2 wrong usage.",
+        epilog="Exit status: 0 done, 1 refused, 2 wrong usage, 130 interrupted by Ctrl-C.",
     )
     top.add_argument("--version", action="version", version=f"tidewaiter-release {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

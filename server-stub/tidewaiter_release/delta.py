@@ -32,6 +32,7 @@ from tidewaiter_release.delta_blocks import BlockPlan, block_keys, plan_blocks
 from tidewaiter_release.delta_regions import RegionIndex, index_regions
 from tidewaiter_release.errors import InputError
 from tidewaiter_release.image import ImageFile, ImageHashes
+from tidewaiter_release.outfile import replacing
 from tidewaiter_release.progress import Progress
 
 _MAP_WINDOW_LOG = 18
@@ -76,7 +77,7 @@ def make_patch(
     """Write the patch from `old` to `new` to `out`; an older file is replaced only by a proven patch.
 
     Raises:
-        InputError: An image cannot be read, or their chunk sizes differ.
+        InputError: An image cannot be read, their chunk sizes differ, or `out` is one of them or cannot be written.
         PayloadError: The patch would break a bound of the format; none is written.
     """
     with ImageFile(old, limits=limits) as old_image, ImageFile(new, limits=limits) as new_image:
@@ -88,18 +89,14 @@ def make_patch(
         encoder = _Encoder(
             old_image, new_image, level=level, workers=workers or os.cpu_count() or 1, stream=stream
         )
-        temporary = out.with_name(f".{out.name}.tmp")
-        try:
-            with temporary.open("w+b") as file:
-                built = encoder.write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            prove_patch(old_image, temporary, new_image, stream=stream)
-            temporary.replace(out)
-        except OSError as err:
-            raise InputError(f"{out}: cannot be written: {err}; there is no new patch") from err
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            replacing(out, inputs=(old, new), consequence="there is no new patch") as temporary,
+            temporary.open("w+b") as file,
+        ):
+            built = encoder.write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            prove_patch(old_image, temporary, new_image, name=out.name, stream=stream)
     return built
 
 

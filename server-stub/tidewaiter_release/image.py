@@ -40,12 +40,14 @@ class ImageFile:
         """
         self.name = path.name
         self.limits = limits
+        if path.is_dir():
+            raise InputError(f"{path}: expected an image, found a folder; nothing was made of it")
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             # Not fstat: a block device has size 0 there.
             self._size = os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as err:
-            raise InputError(f"{path}: cannot be read: {err}") from err
+            raise InputError(f"{path}: cannot be read: {err.strerror}; nothing was made of it") from err
         self.image_bytes = limits.padded(self._size)
         self.chunk_bytes = limits.chunk_bytes_for(self.image_bytes)
         try:

@@ -221,3 +221,29 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log() -> None:
     )
     assert "\r" not in log.getvalue()
     assert log.getvalue().splitlines()[0] == "building: 10 % of 10.0 MiB"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_progress_never_fills_the_line_of_a_terminal(columns: int) -> None:
+    now = iter(range(0, 1000, 2))
+    terminal = Terminal()
+    label = "comparing core-image-injector-1.0.ext4 and core-image-injector-1.1.ext4"
+    progress = Progress(
+        label, 600 * 2**20, stream=terminal, now=lambda: float(next(now)), columns=lambda: columns
+    )
+    for done in range(0, 600 * 2**20 + 1, 60 * 2**20):
+        progress.update(done)
+    progress.finish()
+    frames = terminal.getvalue().rstrip("\n").split("\r")
+    assert len(frames) > 5 and max(map(len, frames)) < columns
+    assert frames[-1].rstrip() and "#" in frames[-1]
+
+
+def test_a_shorter_progress_line_covers_a_longer_one() -> None:
+    now = iter(range(0, 1000, 2))
+    terminal = Terminal()
+    progress = Progress("x", 2**20, stream=terminal, now=lambda: float(next(now)), columns=lambda: 120)
+    progress.update(2**19)
+    progress.finish()
+    _, first, last = terminal.getvalue().rstrip("\n").split("\r")
+    assert len(last) >= len(first)

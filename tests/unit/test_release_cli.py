@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tidewaiter_release.cli import main
+from tidewaiter_release.cli import main, run_command
 
 IMAGE = bytes(1080) + b"\x53\xef" + bytes(range(256)) * 2048
 
@@ -178,3 +179,60 @@ def test_an_output_directory_that_cannot_be_made_is_named(run: Run, image: Path)
     status, _, err = run("build", image, "--out", image / "below-a-file", *BUILD)
     assert status == 1
     assert "below-a-file: cannot be written to" in err
+
+
+def test_delta_and_apply_never_replace_what_they_are_made_of(run: Run, tmp_path: Path) -> None:
+    old, new, patch = tmp_path / "old", tmp_path / "new", tmp_path / "patch"
+    old.write_bytes(IMAGE)
+    new.write_bytes(IMAGE + IMAGE)
+    assert run("delta", old, new, "-o", patch)[0] == 0
+    for command in (
+        ("delta", old, new, "-o", new),
+        ("delta", old, new, "-o", old),
+        ("apply", old, patch, "-o", old),
+    ):
+        status, _, err = run(*command)
+        assert status == 1 and "choose another name [release-tool.input]" in err
+    assert (old.read_bytes(), new.read_bytes()) == (IMAGE, IMAGE + IMAGE)
+
+
+def test_a_folder_in_place_of_an_image_or_a_patch_is_called_a_folder(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(IMAGE)
+    status, _, err = run("delta", image, tmp_path, "-o", tmp_path / "patch")
+    assert status == 1 and f"{tmp_path}: expected an image, found a folder" in err
+    status, _, err = run("delta", image, image, "-o", tmp_path)
+    assert (
+        status == 1
+        and f"{tmp_path}: expected the name of a file, found a folder; there is no new patch" in err
+    )
+
+
+def test_a_folder_that_takes_no_file_is_said_in_one_line(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(IMAGE)
+    status, _, err = run("delta", image, image, "-o", "/proc/patch")
+    last = err.splitlines()[-1]
+    assert status == 1 and last.startswith("tidewaiter-release: /proc/patch: cannot be written: ")
+    assert last.endswith("; there is no new patch [release-tool.input]") and ".tmp" not in last
+
+
+def test_what_is_no_patch_is_named(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(IMAGE)
+    status, _, err = run("apply", image, image, "-o", tmp_path / "new")
+    assert status == 1 and err.startswith(f"tidewaiter-release: {image}: patch: starts with ")
+
+
+def test_ctrl_c_ends_a_command_with_130_and_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(argparse.Namespace):
+        command = "build"
+
+        @staticmethod
+        def run(_: argparse.Namespace) -> int:
+            raise KeyboardInterrupt
+
+    assert run_command(Interrupted()) == 130
+    assert "build: interrupted; what was not finished is not used" in capsys.readouterr().err
