@@ -35,6 +35,7 @@ _EXPECTED_S: Final = {
     "install-slow-disk": 140,
     "install-memory": 180,
     "read-back": 40,
+    "read-back-slow-disk": 60,
     "resume": 60,
     "memory": 270,
     "patch-speed": 260,
@@ -59,12 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         image = full_image(work, mib=mib)
         setting = Setting(image=image, work=work, runs=runs, say=_say)
         results = _run(
-            names, _benchmarks(setting, is_quick=options.quick), scale=0.3 if options.quick else 1.0
+            names,
+            _benchmarks(setting, is_quick=options.quick),
+            scale=0.3 if options.quick else 1.0,
+            out=options.out,
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    for result in results:
-        result.write(options.out)
     (options.out / "machine.json").write_text(json.dumps(machine, indent=2) + "\n")
     (options.out / "report.html").write_text(page(results, machine))
     if options.docs:
@@ -106,6 +108,7 @@ def _benchmarks(setting: Setting, *, is_quick: bool) -> dict[str, Callable[[], R
         "install-slow-disk": lambda: speed.install_on_slow_disk(setting),
         "install-memory": lambda: speed.install_in_memory(setting),
         "read-back": lambda: speed.read_back(setting),
+        "read-back-slow-disk": lambda: speed.read_back_slowly(setting),
         "resume": lambda: resume.resume(setting),
         "memory": lambda: memory.memory(setting, is_quick=is_quick),
         "patch-speed": lambda: patches.applied(runs=setting.runs, is_quick=is_quick),
@@ -113,15 +116,24 @@ def _benchmarks(setting: Setting, *, is_quick: bool) -> dict[str, Callable[[], R
     }
 
 
-def _run(names: Sequence[str], benchmarks: dict[str, Callable[[], Result]], *, scale: float) -> list[Result]:
+def _run(
+    names: Sequence[str], benchmarks: dict[str, Callable[[], Result]], *, scale: float, out: Path
+) -> list[Result]:
+    """Each result is written as soon as it is there: who breaks off keeps what was measured."""
     results = []
-    pace = 1.0
+    pace, all_began_s = 1.0, time.monotonic()
     for number, name in enumerate(names):
         left_s = sum(_EXPECTED_S[later] for later in names[number:]) * scale * pace
         _say(f"[{number + 1}/{len(names)}] {name}; about {max(1, round(left_s / 60))} min left for all")
         began_s = time.monotonic()
         results.append(benchmarks[name]())
-        pace = max(0.5, (time.monotonic() - began_s) / (_EXPECTED_S[name] * scale))
+        results[-1].write(out)
+        took_s = time.monotonic() - began_s
+        pace = max(0.5, took_s / (_EXPECTED_S[name] * scale))
+        verdict = "bounds hold" if results[-1].is_held else "A BOUND IS MISSED"
+        _say(
+            f"  {name}: {took_s:.0f} s, {verdict}; {(time.monotonic() - all_began_s) / 60:.1f} min since the start"
+        )
     return results
 
 

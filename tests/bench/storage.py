@@ -18,7 +18,12 @@ from tests.sim.image import tool
 MEMORY: Final = Path("/dev/shm")
 SLOW_BYTES_PER_S: Final = 150_000_000
 """What a good eMMC writes."""
-_LIMIT: Final = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
+SLOW_READ_BYTES_PER_S: Final = 300_000_000
+"""And reads."""
+_LIMITS: Final = {
+    Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device"): SLOW_BYTES_PER_S,
+    Path("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device"): SLOW_READ_BYTES_PER_S,
+}
 _PIECE_BYTES: Final = 4 << 20
 
 
@@ -74,23 +79,29 @@ def disk_slot(folder: Path, size_bytes: int) -> Iterator[Slot]:
 
 @contextlib.contextmanager
 def slow_disk_slot(folder: Path, size_bytes: int) -> Iterator[Slot]:
-    """A slot on the disk that takes no more bytes a second than an eMMC: the kernel's limit on this loop device alone.
+    """A slot on the disk that takes and gives no more bytes a second than an eMMC: the kernel's limit on this loop device alone.
 
     Raises:
         OSError: The kernel cannot limit it here (control group blkio, version 1).
     """
-    if not _LIMIT.is_file():
-        raise OSError(f"{_LIMIT}: not there; the kernel cannot make a disk slower here")
+    for limit in _LIMITS:
+        if not limit.is_file():
+            raise OSError(f"{limit}: not there; the kernel cannot make a disk slower here")
     with disk_slot(folder, size_bytes) as slot:
         status = slot.path.stat()
         device = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         slot.soil()
         try:
-            _LIMIT.write_text(f"{device} {SLOW_BYTES_PER_S}")
-            what = f"{slot.what}, limited to {SLOW_BYTES_PER_S / 1e6:.0f} MB/s of writing"
+            for limit, bytes_per_s in _LIMITS.items():
+                limit.write_text(f"{device} {bytes_per_s}")
+            what = (
+                f"{slot.what}, limited to {SLOW_BYTES_PER_S / 1e6:.0f} MB/s of writing and "
+                f"{SLOW_READ_BYTES_PER_S / 1e6:.0f} MB/s of reading"
+            )
             yield Slot(path=slot.path, size_bytes=size_bytes, what=what, soils=False)
         finally:
-            _LIMIT.write_text(f"{device} 0")
+            for limit in _LIMITS:
+                limit.write_text(f"{device} 0")
 
 
 @contextlib.contextmanager

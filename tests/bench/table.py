@@ -10,7 +10,8 @@ from typing import Any, Final
 from tests.bench.result import Budget, Result, Verdict
 
 _ORDER: Final = (
-    "install-disk", "install-slow-disk", "install-memory", "read-back", "resume", "memory", "patch-speed", "patch-bytes"
+    "install-disk", "install-slow-disk", "install-memory", "read-back", "read-back-slow-disk", "resume",
+    "memory", "patch-speed", "patch-bytes",
 )  # fmt: skip
 _DOCS_TITLE: Final = "# Benchmarks\n\n"
 _DOCS_START: Final = (
