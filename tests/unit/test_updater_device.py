@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tidewaiter_updater.device import BLOCK_BYTES, SlotDevice, aligned_buffer, open_medium
+from tidewaiter_updater.device import (
+    BLOCK_BYTES,
+    SlotDevice,
+    aligned_buffer,
+    label_in_name,
+    open_medium,
+)
 from tidewaiter_updater.errors import SlotError
 
 from tests.sim.image import ImageSpec, build_image
@@ -56,6 +62,20 @@ def test_what_is_no_storage_is_refused(tmp_path: Path, make: object) -> None:
 
 def test_a_partition_label_that_is_not_there_is_refused(slot: Path) -> None:
     assert code(slot, label="rootfs-b") == "slot.label"
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/dev/disk/by-partlabel/root-b", "root-b"),
+        (r"/dev/disk/by-partlabel/root\x20b", "root b"),
+        (r"/dev/disk/by-partlabel/r\xc3\xb6t", "röt"),
+        ("/dev/mapper/root-b", None),
+        ("/dev/disk/by-partuuid/root-b", None),
+    ],
+)
+def test_a_path_by_partition_label_says_which_label_is_right(path: str, label: str | None) -> None:
+    assert label_in_name(Path(path)) == label
 
 
 def test_what_is_written_is_there_after_reopening(slot: Path) -> None:

@@ -165,3 +165,16 @@ def test_the_expected_fetch_is_bounded_by_the_signed_sizes(bench: Bench) -> None
     expected = bench.slots.expected_fetch_bytes(B, release, "relay")
     bench.write(bench.new)
     assert bench.source.received_bytes <= expected == release.slot.pack.length + release.slot.index.length
+
+
+def test_a_slot_whose_partition_has_another_label_than_its_name_is_never_written(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    links = tmp_path / "by-partlabel"
+    links.mkdir()
+    (links / "root-b").symlink_to(bench.paths[B])
+    bench.paths[B] = links / "root-b"
+    before = bench.paths[B].read_bytes()
+    with pytest.raises(SlotError, match="expected partition label 'root-b', found None") as caught:
+        bench.write(bench.new)
+    assert caught.value.code == "slot.label"
+    assert bench.paths[B].read_bytes() == before

@@ -8,6 +8,7 @@ Source: update-engine.md section 7.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
@@ -31,6 +32,7 @@ __all__ = [
     "SlotDevice",
     "aligned_buffer",
     "identity",
+    "label_in_name",
     "open_medium",
 ]
 
@@ -153,6 +155,19 @@ class SlotDevice:
             code="slot.io",
             retryable=True,
         ) from err
+
+
+def label_in_name(path: Path) -> str | None:
+    """The partition label that a path promises: the name in a folder `by-partlabel`, as udev writes it; None for any other path.
+
+    udev makes such links from what it reads; a stale one, or one of another disk with the same label, leads elsewhere.
+    """
+    if path.parent.name != "by-partlabel":
+        return None
+    plain = re.sub(
+        rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode("ascii")), path.name.encode()
+    )
+    return plain.decode("utf-8", "replace")
 
 
 def _leads_to(path: Path, booted: Path, media: Media) -> bool:

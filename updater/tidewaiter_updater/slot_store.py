@@ -18,7 +18,7 @@ from tidewaiter_core.payload.index import IndexReader
 from tidewaiter_core.payload.release import Release
 
 from tidewaiter_updater import pipeline, slots
-from tidewaiter_updater.device import SYSTEM_MEDIA, Media, SlotDevice
+from tidewaiter_updater.device import SYSTEM_MEDIA, Media, SlotDevice, label_in_name
 from tidewaiter_updater.errors import SlotError
 from tidewaiter_updater.index_store import HashTable, IndexStore
 from tidewaiter_updater.model import SlotRecord
@@ -160,6 +160,7 @@ class DeviceSlots:
             self._paths[slot],
             image_bytes=release.slot.image_bytes,
             booted=self._paths[slot.other],
+            label=label_in_name(self._paths[slot]),
             writable=writable,
             media=self._media,
         )
