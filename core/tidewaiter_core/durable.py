@@ -214,14 +214,20 @@ class InstanceLock:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(fd)
+            try:
+                holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            except OSError:
+                holder = ""
+            finally:
+                os.close(fd)
             who = f"process {holder}" if holder.isdecimal() else "another process"
             raise SecondInstanceError(
                 f"{self._path}: {who} holds this lock; this second instance ends"
             ) from err
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        # Only for people: on a full disk the lock is as good, and the process that could make room has to start.
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         self._fd = fd
         return self
 

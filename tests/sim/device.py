@@ -5,7 +5,7 @@ through `Power`, which can pull the plug before it, in the middle of it, or afte
 are the product's own; slots are toys of four chunks, so that every point can be tried.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -194,7 +194,7 @@ class StateDisk:
     def read_blob(self, name: str) -> bytes | None:
         return self._storage.blobs.get(name)
 
-    def write_blob(self, name: str, data: bytes) -> None:
+    def write_blob(self, name: str, data: bytes, *, keep: Collection[str] = ()) -> None:
         self._power.effect("blob", lambda: self._storage.blobs.__setitem__(name, data))
 
     def free_bytes(self) -> int:

@@ -300,3 +300,11 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 def test_a_lock_in_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="instance lock cannot be opened"):
         durable.InstanceLock(tmp_path / "gone" / "lock").__enter__()
+
+
+def test_a_lock_that_cannot_note_its_holder_is_held_all_the_same() -> None:
+    """On a full disk the process has to start, or nobody could undo a trial that filled it."""
+    before = len(os.listdir("/proc/self/fd"))
+    with durable.InstanceLock(Path("/dev/full")), pytest.raises(SecondInstanceError, match="another process"):
+        durable.InstanceLock(Path("/dev/full")).__enter__()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -202,6 +202,13 @@ class Activation:
             raise InstallCancelledError("canceled between arming and reboot")
         if self._effects.lease_id is None:
             self._must_allow("activate")
+            return
+        # The seal was some time ago: the audit log was flushed since, and an operator may end a lease at any moment.
+        lease = self._t.ports.interlock.lease()
+        if lease is None or lease.lease_id != self._effects.lease_id or not lease.sealed:
+            raise InterlockError(
+                "the sealed lease ended before the reboot; the trial is called off", reasons=("lease-lost",)
+            )
 
     def watch_armed(self) -> float:
         """ARMED: the machine goes down within 60 s, or the trial is called off."""

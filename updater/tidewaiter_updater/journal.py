@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from tidewaiter_core.clock import parse_utc
 from tidewaiter_core.model import Sha256, SlotName
 
 from tidewaiter_updater.model import (
@@ -45,8 +46,8 @@ class Documents(Protocol):
     def read_blob(self, name: str) -> bytes | None:
         """The bytes stored under `name`, None when absent."""
 
-    def write_blob(self, name: str, data: bytes) -> None:
-        """Replace the bytes; on storage when this returns."""
+    def write_blob(self, name: str, data: bytes, *, keep: Collection[str] = ()) -> None:
+        """Replace the bytes; on storage when this returns. Older blobs beside them may go, but none named in `keep`."""
 
     def free_bytes(self) -> int:
         """What may still be written below the state directory's budget."""
@@ -157,7 +158,7 @@ class Journal:
     def network_proven_utc(self) -> str:
         """When the server last answered this device, empty if it never did."""
         document = self._documents.load("network")
-        return str(document.get("proven_utc", "")) if document is not None else ""
+        return _moment(document.get("proven_utc")) if document is not None else ""
 
     def note_network(self, now_utc: str) -> None:
         with self._changing:
@@ -169,7 +170,9 @@ class Journal:
         return data if data is not None and Sha256.of(data) == digest else None
 
     def save_release(self, digest: Sha256, data: bytes) -> None:
-        self._documents.write_blob(f"release/{digest}.json", data)
+        self._documents.write_blob(
+            f"release/{digest}.json", data, keep=[f"release/{used}.json" for used in self._in_use()]
+        )
 
     def permit_bytes(self, digest: Sha256) -> bytes | None:
         """The downgrade permit that was found with `digest`, None if there was none."""
@@ -178,7 +181,17 @@ class Journal:
     def save_permit(self, digest: Sha256, data: bytes | None) -> None:
         """Keep a permit, or that a release has none (any more)."""
         if data != self.permit_bytes(digest):
-            self._documents.write_blob(f"permit/{digest}.json", data or b"")
+            self._documents.write_blob(
+                f"permit/{digest}.json", data or b"", keep=[f"permit/{used}.json" for used in self._in_use()]
+            )
+
+    def _in_use(self) -> set[Sha256]:
+        """Releases whose documents are still needed: the one in hand, and what the slots hold.
+
+        Without its document a trial is judged without its health requirements, and any number of others may be looked at.
+        """
+        entry = self.entry()
+        return {record.digest for record in self.slots().values()} | ({entry.digest} if entry else set())
 
     def free_bytes(self) -> int:
         return self._documents.free_bytes()
@@ -215,7 +228,7 @@ def _entry(document: Mapping[str, Any]) -> JournalEntry:
         consent=parse_consent(consent) if consent else None,
         verdict=_verdict(verdict) if verdict else None,
         last=_last(last) if last else None,
-        network_proven_utc=str(document.get("network_proven_utc", "")),
+        network_proven_utc=_moment(document.get("network_proven_utc")),
         clock_was_low=document.get("clock_was_low") is True,
         refund_boot=str(document.get("refund_boot", "")),
     )
@@ -223,6 +236,7 @@ def _entry(document: Mapping[str, Any]) -> JournalEntry:
 
 def parse_consent(document: Mapping[str, Any]) -> Consent:
     """A consent from its JSON form; KeyError or ValueError when it is not one."""
+    parse_utc(str(document["expires_utc"]))  # whoever asks whether it covers something must get an answer
     return Consent(
         digest=Sha256.parse(document["digest"]),
         scope=tuple(Scope(item) for item in document["scope"]),
@@ -259,6 +273,16 @@ def _record(document: Mapping[str, Any]) -> SlotRecord:
         epoch=int(document["epoch"]),
         version=str(document["version"]),
     )
+
+
+def _moment(value: Any) -> str:
+    """A moment as it was written, empty if it is none."""
+    text = str(value or "")
+    try:
+        parse_utc(text)
+    except ValueError:
+        return ""
+    return text
 
 
 def _texts(document: Mapping[str, Any] | None) -> dict[str, str]:

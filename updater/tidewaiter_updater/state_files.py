@@ -7,7 +7,7 @@ left alone as long as nothing has to be written; then it is moved aside, never o
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,15 +75,20 @@ class StateFiles:
             logger.error("%s: cannot be read (%s); treated as absent", self._folder / name, err.strerror)  # noqa: TRY400
             return None
 
-    def write_blob(self, name: str, data: bytes) -> None:
+    def write_blob(self, name: str, data: bytes, *, keep: Collection[str] = ()) -> None:
         path = self._folder / name
         make_directory(path.parent, disk=self._disk)
         write_atomic(path, data, disk=self._disk)
-        self._forget_old(path.parent)
+        self._forget_old(path.parent, keep={path, *(self._folder / kept for kept in keep)})
 
     def free_bytes(self) -> int:
-        free = self._disk.free_bytes(self._folder)
-        return max(0, min(BUDGET_BYTES - self._used(self._folder), free))
+        try:
+            free = self._disk.free_bytes(self._folder)
+            return max(0, min(BUDGET_BYTES - self._used(self._folder), free))
+        except OSError as err:
+            raise StateError(
+                f"{self._folder}: its free space cannot be found ({err.strerror or err}); nothing was changed"
+            ) from err
 
     def _used(self, folder: Path) -> int:
         return sum(
@@ -91,12 +96,17 @@ class StateFiles:
             for entry in self._disk.entries(folder)
         )
 
-    def _forget_old(self, folder: Path) -> None:
-        """Keep the newest release documents; older ones belong to no slot any more."""
-        blobs = [entry for entry in self._disk.entries(folder) if entry.name.endswith(".json")]
-        blobs.sort(key=lambda entry: entry.changed_ns)
-        for entry in blobs[:-RELEASES_KEPT]:
-            self._disk.remove(folder / entry.name)
+    def _forget_old(self, folder: Path, *, keep: set[Path]) -> None:
+        """Of the blobs that nobody needs keep the newest; which those are is a guess where the clock was set in between."""
+        try:
+            blobs = [entry for entry in self._disk.entries(folder) if entry.name.endswith(".json")]
+            blobs = [entry for entry in blobs if folder / entry.name not in keep]
+            blobs.sort(key=lambda entry: entry.changed_ns)
+            for entry in blobs[: 1 - RELEASES_KEPT]:  # the one just written is kept beside them
+                self._disk.remove(folder / entry.name)
+        except OSError as err:
+            # What had to be written is written; the next write tidies again.
+            logger.warning("%s: old documents stay: %s", folder, err)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
