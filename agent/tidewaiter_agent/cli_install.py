@@ -81,11 +81,10 @@ class Medium:
                 timeout_s=CHECK_TIMEOUT_S,
             )
 
-    def offers(self, version: str | None) -> list[dict[str, Any]]:
-        """The updater's verdict on each release of the medium, newest first; only on one version if it is given."""
+    def offers(self) -> list[dict[str, Any]]:
+        """The updater's verdict on each release of the medium, newest first."""
         listed = [entry["path"] for entry in self.call("List")["releases"]]
-        wanted = [path for path in listed if version is None or path.split("/")[-2] == version]
-        found = [self.call("Check", release=path)["offer"] for path in wanted]
+        found = [self.call("Check", release=path)["offer"] for path in listed]
         return sorted(found, key=lambda offer: -int(offer["release"]["sequence"]))
 
     def install(self, digest: str, consent: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -107,7 +106,7 @@ class Medium:
 
 
 def _list(context: Context, arguments: argparse.Namespace) -> int:
-    offers = Medium(context, arguments.directory).offers(None)
+    offers = Medium(context, arguments.directory).offers()
     if arguments.json:
         context.say_json(offers)
     else:
@@ -126,7 +125,7 @@ def _install(context: Context, arguments: argparse.Namespace) -> int:
             return _busy(context, in_hand)
         release, what = in_hand, offer_text(in_hand, status["target"], None)
     else:
-        chosen = _choose(context, medium.offers(arguments.version), arguments)
+        chosen = _choose(context, medium.offers(), arguments)
         if chosen is None:
             return Exit.REFUSED
         release = chosen["release"]
@@ -151,7 +150,11 @@ def _choose(
 ) -> dict[str, Any] | None:
     if not arguments.json:
         context.say(listing_text(offers) + "\n")
-    installable = [offer for offer in offers if offer["installable"]]
+    installable = [
+        offer
+        for offer in offers
+        if offer["installable"] and arguments.version in (None, offer["release"]["version"])
+    ]
     if installable:
         return installable[0]
     which = (
@@ -203,7 +206,17 @@ def _cancel(context: Context, arguments: argparse.Namespace) -> int:
     )
     if refused is not None:
         return refused
-    after = context.updater("Cancel", {"digest": release["digest"]}, timeout_s=30.0)["status"]
+    try:
+        after = context.updater("Cancel", {"digest": release["digest"]}, timeout_s=30.0)["status"]
+    except VarlinkError as err:
+        if not err.name.endswith(".Busy"):
+            raise
+        phase = err.parameters.get("phase", status["phase"])
+        context.say(
+            f"{name}: too late to cancel, the device is about to switch releases (phase {phase}); nothing was changed. If it "
+            "does not restart within two minutes, try again"
+        )
+        return Exit.REFUSED
     context.say(f"{name}: canceled; {after['running']['version']} keeps running from slot {after['booted']}")
     return Exit.OK
 

@@ -112,7 +112,7 @@ def listing_text(offers: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             (escape(f"{release['product']} {release['version']}"), f"{release['risk']:<8}  {verdict}")
         )
-    return table(rows) if rows else "no release on this medium"
+    return table(rows) if rows else "no release for the product of this device on this medium"
 
 
 _CONSENT = {

@@ -133,6 +133,18 @@ def test_a_medium_with_nothing_for_this_device_changes_nothing(desk: Desk) -> No
     assert "nothing was changed" in desk.said
 
 
+def test_a_version_that_is_not_there_is_answered_with_those_that_are(desk: Desk) -> None:
+    assert desk.install("--yes", "--version", "7.7.0") == Exit.REFUSED
+    assert "2.1.0" in desk.said and "2.2.0" in desk.said
+    assert "expected version 7.7.0" in desk.said and desk.updater.called("Install") == []
+
+
+def test_a_medium_of_another_product_is_not_called_empty(desk: Desk) -> None:
+    desk.updater.releases.clear()
+    assert desk.run("list", "--from", str(desk.stick)) == Exit.OK
+    assert "no release for the product of this device on this medium" in desk.said
+
+
 def test_the_question_names_the_release_and_says_that_the_running_one_stays(desk: Desk) -> None:
     desk.answers = ["y"]
     desk.later(desk.moves("STAGED"))
@@ -333,6 +345,13 @@ def test_cancel_ends_the_update_in_hand(desk: Desk) -> None:
     assert desk.run("cancel", "--yes") == Exit.OK
     assert desk.updater.called("Cancel") == [{"digest": NEW}]
     assert "canceled; 2.0.0 keeps running from slot A" in desk.said
+
+
+def test_cancel_that_comes_too_late_says_so_in_words(desk: Desk) -> None:
+    desk.updater.phase, desk.updater.digest = "ARMED", NEW
+    assert desk.run("cancel", "--yes") == Exit.REFUSED
+    assert "too late to cancel, the device is about to switch releases (phase ARMED)" in desk.said
+    assert "nothing was changed" in desk.said and "Varlink" not in desk.said
 
 
 def test_cancel_without_an_update_says_so(desk: Desk) -> None:
