@@ -111,13 +111,79 @@ def test_a_relay_that_lies_about_ranges_is_told_by_its_code_and_nothing_of_it_is
     until_told(updater, code)
     env = updater.env()
     assert (env.committed, env.trial, env.ok_b) == (A, None, False)
-    written = updater.slot(B).read_bytes()
-    block = 4096
+    assert_nothing_foreign(updater)
+    relay.lie = lambda ask, honest: None
+    then_it_works(updater, made)
+
+
+def truncated(data: bytes) -> bytes:
+    return data[:-1]
+
+
+def oversized(data: bytes) -> bytes:
+    return data + bytes(4096)
+
+
+def flipped(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+
+
+def reordered(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[half:] + data[:half]
+
+
+def hostile(data: bytes) -> bytes:
+    return data[:8] + b"\xff" * (len(data) - 8)
+
+
+@pytest.mark.parametrize("part", [".index.twci", ".pack.twpk"])
+@pytest.mark.parametrize("damage", [truncated, oversized, flipped, reordered, hostile])
+def test_a_damaged_index_or_pack_is_told_by_a_code_and_nothing_of_it_is_written(
+    world: tuple[UpdaterProcess, Relay], part: str, damage: Callable[[bytes], bytes]
+) -> None:
+    updater, relay = world
+    made = offered(updater)
+
+    def lie(ask: Ask, honest: Answer) -> Answer | None:
+        if not ask.path.endswith(part):
+            return None
+        data = damage((relay.folder / ask.path).read_bytes())
+        body = data[ask.offset : ask.offset + ask.max_bytes]
+        return Answer(offset=ask.offset, total=len(data), length=len(body), body=body)
+
+    relay.lie = lie
+    install(updater, made)
+    updater.until(lambda: bool(ended(updater)), "it ends, or waits for another answer")
+    code = ended(updater)
+    if damage is oversized and code == "update.staged":
+        assert updater.slot(B).read_bytes() == NEW, "bytes behind what is signed were never asked for"
+    else:
+        assert code in ("source.bad-bytes", "source.bad-range"), code
+        env = updater.env()
+        assert (env.committed, env.trial, env.ok_b) == (A, None, False)
+        assert_nothing_foreign(updater)
+    relay.lie = lambda ask, honest: None
+    then_it_works(updater, made)
+
+
+def ended(updater: UpdaterProcess) -> str:
+    """Why it stopped, empty while it goes on."""
+    status = updater.status()
+    if status["phase"] == "STAGED":
+        return "update.staged"
+    return next((code for code in status["waiting_for"] if code.startswith("source.")), "") or (
+        (status["last"] or {}).get("code", "")
+    )
+
+
+def assert_nothing_foreign(updater: UpdaterProcess) -> None:
+    """Each block of slot B is the old one, the right one or zero."""
+    written, block = updater.slot(B).read_bytes(), 4096
     for at in range(0, len(written), block):
         piece = written[at : at + block]
         assert piece in (NEW[at : at + block], OLD[at : at + block], bytes(block)), f"byte {at}"
-    relay.lie = lambda ask, honest: None
-    then_it_works(updater, made)
 
 
 def lying(relay: Relay, answer: Callable[[Ask, Answer, bytes], Answer]) -> Lie:
