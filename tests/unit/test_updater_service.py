@@ -275,3 +275,23 @@ def test_a_wrong_configuration_ends_a_unit_with_78(
     code = units.commit_main(["--config", str(tmp_path / "bad.toml"), "--conf-dir", str(tmp_path / "none")])
     assert code == units.EXIT_CONFIG
     assert "nonsense" in capsys.readouterr().err
+
+
+def test_a_local_consent_that_comes_with_install_is_bounded_like_any_other(
+    device: Device, made: Made, tmp_path: Path
+) -> None:
+    consent = {
+        "digest": str(made.release.digest),
+        "scope": ["install"],
+        "channel": "local",
+        "who": "me",
+        "given_utc": "1999-01-01T00:00:00.000Z",
+        "expires_utc": "2099-01-01T00:00:00.000Z",
+    }
+    with served(tmp_path, device) as updater:
+        updater.call("Check", source="relay", release=made.path)
+        error = updater.refused("Install", digest=str(made.release.digest), consent=consent)
+        assert error.parameters == {"parameter": "until"}
+        consent["expires_utc"] = "2026-11-25T00:00:00.000Z"
+        updater.call("Install", digest=str(made.release.digest), consent=consent)
+    assert device.storage.documents["journal"]["consent"]["given_utc"] != consent["given_utc"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tidewaiter_core.clock import SystemClock
 from tidewaiter_core.durable import InstanceLock
-from tidewaiter_core.errors import SecondInstanceError
+from tidewaiter_core.errors import SecondInstanceError, StateWriteError
 from tidewaiter_core.model import Sha256
 from tidewaiter_release.repository.signing import prepare_online, write_files
 from tidewaiter_updater.errors import SourceError, TrustError
@@ -364,3 +364,11 @@ def test_a_role_that_the_snapshot_no_longer_names_is_a_rollback_unless_its_keys_
     assert caught.value.code in ("trust.rollback", "trust.repository")
     shutil.rmtree(device.state / "tuf")  # without a cache, python-tuf itself sees nothing wrong
     assert device.code(made.path) == "trust.rollback"
+
+
+def test_a_state_directory_that_takes_no_metadata_is_a_refusal_and_not_the_end_of_the_service(
+    device: TrustDevice, made: MadeRelease
+) -> None:
+    (device.state / "tuf").write_text("in the way")
+    with pytest.raises(StateWriteError, match="cannot be created"):
+        device.child().check("relay", made.path)

@@ -250,13 +250,14 @@ class UpdaterService:
             raise VarlinkError(INVALID, {"parameter": "consent"}) from err
         if not self._is_local:
             return as_claimed_by_agent(consent)
+        now = self._engine.transaction.ports.clock.now_utc()
         return Consent(
             digest=consent.digest,
             scope=consent.scope,
             channel=Channel.LOCAL,
             who=f"uid:{peer.uid}",
-            given_utc=consent.given_utc,
-            expires_utc=consent.expires_utc,
+            given_utc=format_utc(now),
+            expires_utc=_until_utc(consent.expires_utc, now),
         )
 
     def _answering(self, handler: Callable[[Call], dict[str, Any] | Iterator[dict[str, Any]]]) -> Handler:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tidewaiter_core.clock import Clock, Deadline
-from tidewaiter_core.durable import InstanceLock
+from tidewaiter_core.durable import InstanceLock, make_directory
 
 from tidewaiter_updater.errors import SourceError, TrustError
 from tidewaiter_updater.floor import FloorStore
@@ -129,7 +129,7 @@ class TrustSession:
                 retryable=False,
             )
         metadata_dir = self._state_dir / "tuf" / repository.value
-        metadata_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(metadata_dir)
         with contextlib.ExitStack() as held:
             held.enter_context(
                 InstanceLock(self._state_dir / "trust.lock")
