@@ -21,9 +21,9 @@ class Sysfs:
         self.root = root
         self._names: dict[Device, str] = {}
 
-    def partition(self, device: Device, name: str) -> Device:
-        """A partition: it has no `slaves`."""
-        folder = self._add(device, name)
+    def partition(self, device: Device, name: str, *, disk: str = "mmcblk0") -> Device:
+        """A partition of `disk`: it has no `slaves`, and its folder lies in that of the disk."""
+        folder = self._add(device, f"{disk}/{name}")
         (folder / "partition").write_text("1\n")
         return device
 
@@ -39,8 +39,8 @@ class Sysfs:
 
     def map(self, device: Device, below: Device) -> None:
         """One more device that `device` maps."""
-        name = self._names[below]
-        (self.folder(device) / "slaves" / name).symlink_to(f"../../{name}")
+        path = self._names[below]
+        (self.folder(device) / "slaves" / Path(path).name).symlink_to(f"../../{path}")
 
     def vanish(self, device: Device) -> None:
         """The device is unplugged; whoever maps it still names it."""
@@ -65,16 +65,16 @@ class Sysfs:
         """Where the device's own files are."""
         return self.root / "sys" / _DEVICES / self._names[device]
 
-    def _add(self, device: Device, name: str) -> Path:
-        self._names[device] = name
+    def _add(self, device: Device, path: str) -> Path:
+        self._names[device] = path
         folder = self.folder(device)
         folder.mkdir(parents=True)
         (folder / "dev").write_text(f"{_number(device)}\n")
         for place in ("dev/block", "class/block"):
             (self.root / "sys" / place).mkdir(parents=True, exist_ok=True)
         # readlink says ../../devices/..., as on a device: nothing here may lead out of the made-up tree.
-        os.symlink(f"../../{_DEVICES}/{name}", self.root / "sys/dev/block" / _number(device))
-        os.symlink(f"../../{_DEVICES}/{name}", self.root / "sys/class/block" / name)
+        os.symlink(f"../../{_DEVICES}/{path}", self.root / "sys/dev/block" / _number(device))
+        os.symlink(f"../../{_DEVICES}/{path}", self.root / "sys/class/block" / Path(path).name)
         return folder
 
 

@@ -14,7 +14,7 @@ from tidewaiter_updater.block_stack import Device, FileTree, stack_of
 from tidewaiter_updater.boot import SlotMismatchError
 from tidewaiter_updater.boot.booted import BootedSlot
 from tidewaiter_updater.boot.rootdevice import root_devices
-from tidewaiter_updater.device import SlotDevice
+from tidewaiter_updater.device import SlotDevice, label_in_name
 from tidewaiter_updater.errors import SlotError
 from tidewaiter_updater.medium import Medium, SystemMedia
 
@@ -42,6 +42,9 @@ class Devices(SystemMedia):
     def is_block(self, path: Path) -> bool:
         return True
 
+    def label(self, path: Path) -> str | None:
+        return path.name
+
     def open(self, path: Path, *, writable: bool) -> Medium:
         self.opened.append(path)
         raise SlotError("opened", code="slot.io")
@@ -68,7 +71,12 @@ class Machine:
     def write(self, slot: SlotName) -> str:
         """The code with which a write of `slot` is refused while the other one runs; slot.io once it was opened."""
         with pytest.raises(SlotError) as caught:
-            SlotDevice.open(PATHS[slot], booted=PATHS[slot.other], media=self.media)
+            SlotDevice.open(
+                PATHS[slot],
+                booted=PATHS[slot.other],
+                label=label_in_name(PATHS[slot]),
+                media=self.media,
+            )
         assert (caught.value.code == "slot.io") == bool(self.media.opened)
         return caught.value.code
 
@@ -122,6 +130,14 @@ def test_booted_slot_is_refused_through_dm_verity_too(
 def test_the_other_slot_is_opened_whatever_the_booted_one_is_mapped_by(machine: Machine) -> None:
     machine.media.devices[PATHS[SlotName.A]] = over(CRYPT, VERITY)(machine)
     assert machine.write(SlotName.B) == "slot.io"
+
+
+def test_a_stick_with_the_labels_of_the_slots_is_never_written(machine: Machine) -> None:
+    """udev gives a label's link to the device that came last; the loader would start the partition that nobody wrote."""
+    machine.media.devices[PATHS[SlotName.B]] = machine.sysfs.partition((8, 2), "sda2", disk="sda")
+    assert machine.write(SlotName.B) == "slot.label"
+    machine.media.devices[PATHS[SlotName.A]] = over(CRYPT, VERITY)(machine)
+    assert machine.write(SlotName.B) == "slot.label"
 
 
 def test_two_logical_volumes_on_one_partition_are_two_slots(machine: Machine) -> None:

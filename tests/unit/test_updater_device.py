@@ -90,6 +90,16 @@ def test_what_is_written_is_there_after_reopening(slot: Path) -> None:
     assert slot.stat().st_size == SIZE
 
 
+def test_a_path_that_leads_elsewhere_meanwhile_proves_nothing(slot: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(slot.read_bytes())
+    with SlotDevice.open(slot) as device:
+        other.replace(slot)
+        with pytest.raises(SlotError, match="another device than a moment ago") as caught:
+            device.reopened()
+    assert caught.value.code == "slot.io"
+
+
 def test_a_slot_opened_for_reading_cannot_be_written(slot: Path) -> None:
     buffer = aligned_buffer(BLOCK_BYTES)
     with SlotDevice.open(slot, writable=False) as device, pytest.raises(SlotError):

@@ -68,6 +68,18 @@ def stack_of(kernel: Kernel, device: Device) -> frozenset[Device]:
     return frozenset(found)
 
 
+def disk_of(kernel: Kernel, device: Device) -> str | None:
+    """The disk that a partition is on, None for what is no partition.
+
+    Raises:
+        OSError: The device is gone.
+    """
+    folder = _BLOCK / f"{device[0]}:{device[1]}"
+    if "partition" not in kernel.names(folder):
+        return None
+    return str(kernel.resolve(folder).parent)
+
+
 def device_number(text: str) -> Device:
     """What a `dev` file says; ValueError if it is not `MAJOR:MINOR`."""
     major, _, minor = text.strip().partition(":")

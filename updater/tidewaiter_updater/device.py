@@ -59,7 +59,9 @@ class SlotDevice:
         Args:
             image_bytes: What must fit.
             booted: The booted slot. A mapped device over it, or one that it maps itself, is the booted slot too.
-            label: Partition label the device must have; None where there is no partition table.
+            label: Partition label the device must have; None where there is no partition table. Labels are not unique: if the
+                booted slot is on a disk, the device must be on the same one, else a stick with our labels would be written,
+                proven, and the unproven partition of the same name started.
 
         Raises:
             SlotError: slot.booted, .label, .size, .busy, .read-only or .io.
@@ -70,7 +72,23 @@ class SlotDevice:
             raise SlotError(
                 f"{path}: expected partition label {label!r}, found {found!r}; not written", code="slot.label"
             )
+        if label is not None and booted is not None:
+            disks, running = media.disks(path), media.disks(booted)
+            if running and not disks & running:
+                raise SlotError(
+                    f"{path}: expected partition {label!r} on the disk of the booted slot ({', '.join(sorted(running))}), "
+                    f"found it on {', '.join(sorted(disks)) or 'none'}; not written",
+                    code="slot.label",
+                )
+        checked = media.identity(path)
         device = cls(media.open(path, writable=writable))
+        if media.identity(path) != checked:
+            device.close()
+            raise SlotError(
+                f"{path}: leads to another device than was checked; not written",
+                code="slot.io",
+                retryable=True,
+            )
         if device.size_bytes < image_bytes:
             size = device.size_bytes
             device.close()

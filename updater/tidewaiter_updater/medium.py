@@ -19,7 +19,7 @@ import struct
 from pathlib import Path
 from typing import Final, Protocol
 
-from tidewaiter_updater.block_stack import Device, FileTree, Kernel, stack_of
+from tidewaiter_updater.block_stack import Device, FileTree, Kernel, disk_of, stack_of
 from tidewaiter_updater.errors import SlotError
 
 BLOCK_BYTES: Final = 4096
@@ -89,8 +89,13 @@ class SystemMedium:
 
     def reopen(self) -> SystemMedium:
         self.sync()
+        before = os.fstat(self._fd)
         self.close()
-        return open_medium(self._path, writable=False)
+        again = open_medium(self._path, writable=False)
+        if _device(os.fstat(again._fd)) != _device(before):
+            again.close()
+            raise _changed(self._path)
+        return again
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -112,12 +117,23 @@ def identity(path: Path) -> Device:
         status = path.stat()
     except OSError as err:
         raise _refusal(path, err) from err
+    device = _device(status)
+    if device is None:
+        raise SlotError(
+            f"{path}: expected a block device or a file, found neither; not opened", code="slot.label"
+        )
+    return device
+
+
+def _device(status: os.stat_result) -> Device | None:
     if stat.S_ISBLK(status.st_mode):
         return os.major(status.st_rdev), os.minor(status.st_rdev)
-    if stat.S_ISREG(status.st_mode):
-        return status.st_dev, status.st_ino
-    raise SlotError(
-        f"{path}: expected a block device or a file, found neither; not opened", code="slot.label"
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
+def _changed(path: Path) -> SlotError:
+    return SlotError(
+        f"{path}: leads to another device than a moment ago; not used", code="slot.io", retryable=True
     )
 
 
@@ -128,7 +144,7 @@ def open_medium(path: Path, *, writable: bool) -> SystemMedium:
         SlotError: slot.busy, slot.read-only, slot.label or slot.io.
     """
     is_block = path.is_block_device()
-    identity(path)
+    expected = identity(path)
     flags = os.O_CLOEXEC | os.O_NOFOLLOW * (not is_block) | (os.O_RDWR if writable else os.O_RDONLY)
     if is_block and writable:
         # O_EXCL is what gives EBUSY for a mounted device; for reading, the booted slot must stay readable.
@@ -145,6 +161,8 @@ def open_medium(path: Path, *, writable: bool) -> SystemMedium:
     except OSError as err:
         raise _refusal(path, err) from err
     try:
+        if _device(os.fstat(fd)) != expected:
+            raise _changed(path)
         size = _prepare(path, fd, is_block=is_block, writable=writable)
     except OSError as err:
         os.close(fd)
@@ -208,6 +226,9 @@ class Media(Protocol):
     def stack(self, path: Path) -> frozenset[Device]:
         """The same, and all storage that it maps."""
 
+    def disks(self, path: Path) -> frozenset[str]:
+        """The disks whose partitions `path` is or maps; none where nothing tells of partitions."""
+
     def label(self, path: Path) -> str | None:
         """The partition's name, None where there is no partition table."""
 
@@ -242,6 +263,17 @@ class SystemMedia:
                 f"{path}: what the device maps cannot be told ({err}), it may be the booted slot; not written",
                 code="slot.booted",
             ) from err
+
+    def disks(self, path: Path) -> frozenset[str]:
+        if not self.is_block(path):
+            return frozenset()
+        try:
+            found = [disk_of(self._kernel, device) for device in self.stack(path)]
+        except OSError as err:
+            raise SlotError(
+                f"{path}: its disk cannot be told ({err}); not written", code="slot.label"
+            ) from err
+        return frozenset(disk for disk in found if disk is not None)
 
     def label(self, path: Path) -> str | None:
         return partition_label(path)

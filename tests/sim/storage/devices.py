@@ -214,6 +214,9 @@ class SlotMedia:
     def stack(self, path: Path) -> frozenset[tuple[int, int]]:
         return frozenset((self.identity(path),))
 
+    def disks(self, path: Path) -> frozenset[str]:
+        return frozenset()
+
     def label(self, path: Path) -> str | None:
         return None
 

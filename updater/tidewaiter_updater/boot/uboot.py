@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NoReturn
@@ -27,17 +28,23 @@ from tidewaiter_updater.model import BootEnv
 
 LOCK_FILE: Final = Path("/var/lock/fw_printenv.lock")
 """Of libubootenv and of U-Boot's own tools."""
+_LOCK_PAUSE_S: Final = 0.02
 _BLKGETSIZE64: Final = 0x80081272
 
 
 class EnvPartition:
     """CopyStore over a block device, never through the page cache."""
 
-    def __init__(self, path: Path, *, lock_file: Path = LOCK_FILE) -> None:
-        """Opens nothing yet; see `check_layout`."""
+    def __init__(self, path: Path, *, lock_file: Path = LOCK_FILE, lock_wait_s: float = 5.0) -> None:
+        """Opens nothing yet; see `check_layout`.
+
+        Args:
+            lock_wait_s: How long another writer is waited for, in seconds; `fw_setenv` takes a part of one.
+        """
         self.name = str(path)
         self._path = path
         self._lock_file = lock_file
+        self._lock_wait_s = lock_wait_s
 
     def check_layout(self) -> None:
         """Refuse what cannot hold two copies, or is no block device.
@@ -84,17 +91,36 @@ class EnvPartition:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep `fw_setenv` out between reading and writing. A lock file that cannot be opened is nobody's lock."""
+        """Keep `fw_setenv` out between reading and writing. A lock file that cannot be opened is nobody's lock.
+
+        Raises:
+            BootEnvError: Somebody holds the lock and does not end; nothing was read or written.
+        """
         try:
             fd = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except OSError:
             yield
             return
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._take(fd)
             yield
         finally:
             os.close(fd)
+
+    def _take(self, fd: int) -> None:
+        """The lock, without waiting for ever: whoever may open the file could else keep a verdict from being written."""
+        deadline_s = time.monotonic() + self._lock_wait_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as err:
+                if time.monotonic() >= deadline_s:
+                    raise BootEnvError(
+                        f"{self.name}: {self._lock_file} is held by another process for {self._lock_wait_s:g} s; "
+                        "nothing was written, the earlier record still decides"
+                    ) from err
+                time.sleep(_LOCK_PAUSE_S)
 
     @contextlib.contextmanager
     def _opened(self, mode: int) -> Iterator[int]:
