@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
+from tidewaiter_core.disk import DiskEntry, SystemDisk
 from tidewaiter_core.errors import StateWriteError
 from tidewaiter_core.payload import PayloadError
 from tidewaiter_updater.errors import SourceError
@@ -13,6 +16,28 @@ from tidewaiter_updater.readback import IndexTable
 
 from tests.sim.packs import MemorySource, Packed, packed, random_image
 from tests.sim.state_disk import StateDisk
+
+
+class BrokenDisk(SystemDisk):
+    """A state directory whose named operations end in EIO."""
+
+    broken: frozenset[str] | set[str] = frozenset()
+
+    def remove(self, path: Path) -> None:
+        self._fail("remove")
+        super().remove(path)
+
+    def read_at(self, fd: int, length: int, offset: int) -> bytes:
+        self._fail("read_at")
+        return super().read_at(fd, length, offset)
+
+    def entries(self, directory: Path) -> list[DiskEntry]:
+        self._fail("entries")
+        return super().entries(directory)
+
+    def _fail(self, name: str) -> None:
+        if name in self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +129,34 @@ def test_a_full_state_directory_is_told_as_such(image: Packed, tmp_path: Path) -
         store.opened(image.component.index, MemorySource.of(image)),
     ):
         pass
+
+
+def test_a_medium_that_breaks_is_told_as_such_and_a_broken_table_promises_nothing(
+    image: Packed, tmp_path: Path
+) -> None:
+    """An OSError that nobody expects would end the process, again after each restart."""
+    disk = BrokenDisk()
+    store = IndexStore(tmp_path / "index", disk=disk)
+    with store.opened(image.component.index, MemorySource.of(image)) as index:
+        store.keep_hashes(IndexTable(index))
+    root = image.component.image_root
+    store.mark_writing("B", root)
+    table = store.hashes(root)
+    assert table is not None
+    disk.broken = {"remove", "read_at", "entries"}
+    with table:
+        assert table.chunk_hash(0) == b""
+    assert store.hashes(root) is None
+    with pytest.raises(StateWriteError, match="cannot be removed"):
+        store.mark_complete(root)
+    with pytest.raises(StateWriteError, match="cannot be listed"):
+        store.keep_only(roots=set(), parts=set())
+    disk.broken = {"remove"}
+    with pytest.raises(StateWriteError, match="cannot be removed"):
+        store.keep_only(roots=set(), parts=set())
+    disk.broken = set()
+    assert store.is_writing("B", root)
+    assert store.hashes(root) is not None
 
 
 def test_an_index_that_was_signed_unsound_is_a_payload_error(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from tidewaiter_core.durable import (
     save_document,
     write_atomic,
 )
-from tidewaiter_core.errors import StateError
+from tidewaiter_core.errors import StateError, StateWriteError
 from tidewaiter_core.model import Sha256
 from tidewaiter_core.payload.components import IndexRef, PatchRef
 from tidewaiter_core.payload.index import IndexReader
@@ -35,6 +36,8 @@ from tidewaiter_core.payload.patch import PatchReader
 from tidewaiter_updater.plan import ChunkHashes
 from tidewaiter_updater.sources import Source, hashed_path
 from tidewaiter_updater.spool import Spool, SpooledPart
+
+logger = logging.getLogger(__name__)
 
 _WINDOW_BYTES: Final = 64 * 1024
 _HASH_BYTES: Final = 32
@@ -60,12 +63,16 @@ class HashTable:
         self._window = b""
 
     def chunk_hash(self, chunk: int) -> bytes:
-        """SHA-256 of chunk number `chunk`."""
+        """SHA-256 of chunk number `chunk`; empty, which no chunk has, if the table cannot be read any more."""
         offset = chunk * _HASH_BYTES
         at = offset - self._window_start
         if not 0 <= at < len(self._window):
             self._window_start = offset - offset % _WINDOW_BYTES
-            self._window = self._disk.read_at(self._fd, _WINDOW_BYTES, self._window_start)
+            try:
+                self._window = self._disk.read_at(self._fd, _WINDOW_BYTES, self._window_start)
+            except OSError as err:
+                logger.warning("hash table of %s: %s; its chunks count as unknown", self.image_root[:16], err)
+                self._window = b""
             at = offset - self._window_start
         return self._window[at : at + _HASH_BYTES]
 
@@ -130,7 +137,15 @@ class IndexStore:
         path = self._table(image_root)
         if not _is_table(path, disk=self._disk):
             return None
-        return HashTable(path, self._disk.open(path), disk=self._disk)
+        try:
+            fd = self._disk.open(path)
+        except OSError:
+            return None
+        try:
+            return HashTable(path, fd, disk=self._disk)
+        except OSError:
+            self._disk.close(fd)
+            return None
 
     def keep_hashes(self, table: ChunkHashes) -> None:
         """Record the chunk hashes of an installed image, unless they are recorded already."""
@@ -170,9 +185,13 @@ class IndexStore:
         return mark is not None and mark.get("slot") == slot and mark.get("image_root") == image_root
 
     def mark_complete(self, image_root: str) -> None:
-        """All of the image is in the slot."""
-        self._disk.remove(self._mark)
-        self._disk.remove(self._chunk0(image_root))
+        """All of the image is in the slot.
+
+        Raises:
+            StateWriteError: The mark stays; the next attempt finds the slot right and tries again.
+        """
+        self._remove(self._mark)
+        self._remove(self._chunk0(image_root))
 
     def keep_chunk0(self, image_root: str, data: bytes) -> None:
         """Keep the verified first chunk until it may be written."""
@@ -192,12 +211,27 @@ class IndexStore:
         Args:
             roots: Images whose tables and first chunks stay.
             parts: SHA-256 of indexes and patch heads that stay.
+
+        Raises:
+            StateWriteError: The medium refuses to list or remove.
         """
-        for entry in self._disk.entries(self._folder):
+        try:
+            entries = self._disk.entries(self._folder)
+        except OSError as err:
+            raise StateWriteError(
+                f"{self._folder}: cannot be listed: {err.strerror}; what no slot needs stays"
+            ) from err
+        for entry in entries:
             path = self._folder / entry.name
             wanted = roots if path.suffix in _BY_ROOT else parts
             if path.suffix in _BY_ROOT | _BY_DIGEST and path.stem not in wanted:
-                self._disk.remove(path)
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            self._disk.remove(path)
+        except OSError as err:
+            raise StateWriteError(f"{path}: cannot be removed: {err.strerror}; it stays") from err
 
     @property
     def _mark(self) -> Path:
