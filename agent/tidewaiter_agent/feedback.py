@@ -74,7 +74,7 @@ class Feedback:
             return
         self._reported_s = now_s
         self._book.change(
-            reported_key=report.key, sent=action.sent + 1, detail=" ".join(report.details)[:200]
+            reported_key=report.key, sent=action.sent + 1, detail="; ".join(report.details)[:200]
         )
         try:
             self._put(

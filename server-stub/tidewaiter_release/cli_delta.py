@@ -14,7 +14,12 @@ from tidewaiter_release.apply import apply_patch
 
 def add_delta_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both to the command line."""
-    command = commands.add_parser("delta", help="make the patch from one image to another")
+    command = commands.add_parser(
+        "delta",
+        help="make the patch from one image to another",
+        description="Makes the patch from OLD.img to NEW.img. An image that ends inside a block of 4096 bytes is taken "
+        "with the zeros that fill the block, as in a slot. An older PATCH is replaced once the new one is whole.",
+    )
     command.add_argument("old", metavar="OLD.img", type=Path, help="the image that devices have")
     command.add_argument("new", metavar="NEW.img", type=Path, help="the image that they are to have")
     command.add_argument("-o", "--out", required=True, metavar="PATCH", type=Path)
@@ -22,7 +27,12 @@ def add_delta_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     command.add_argument("--jobs", type=int, metavar="N", help="threads; default one per processor")
     command.set_defaults(run=_delta)
 
-    command = commands.add_parser("apply", help="make the new image as a device does, in its memory")
+    command = commands.add_parser(
+        "apply",
+        help="make the new image as a device does, in its memory",
+        description="Makes NEW.img from OLD.img and PATCH with the code and memory of a device. An older NEW.img is replaced "
+        "once every chunk of the new one is proven.",
+    )
     command.add_argument("old", metavar="OLD.img", type=Path)
     command.add_argument("patch", metavar="PATCH", type=Path)
     command.add_argument("-o", "--out", required=True, metavar="NEW.img", type=Path)
@@ -55,6 +65,12 @@ def _delta(arguments: argparse.Namespace) -> int:
     _say(
         f"{arguments.out}: {built.length} bytes, {built.length * 100 / built.header.new_bytes:.2f} % of the image"
     )
+    # A block device has whole blocks, and says that its size is 0.
+    added = built.header.new_bytes - arguments.new.stat().st_size if arguments.new.is_file() else 0
+    if added > 0:
+        _say(
+            f"  note      {arguments.new} ends inside a block: apply makes it with {added} zero bytes behind it"
+        )
     _say(f"  head      {built.head_bytes} bytes, sha256 {built.head_sha256}")
     _say(
         f"  segments  {built.header.segment_count}, {built.segment_bytes} bytes for {built.literal_bytes} new ones"

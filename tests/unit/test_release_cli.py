@@ -236,3 +236,15 @@ def test_ctrl_c_ends_a_command_with_130_and_without_a_traceback(
 
     assert run_command(Interrupted()) == 130
     assert "build: interrupted; what was not finished is not used" in capsys.readouterr().err
+
+
+def test_an_image_that_ends_inside_a_block_is_said_to_be_filled(run: Run, tmp_path: Path) -> None:
+    old, new, patch = tmp_path / "old", tmp_path / "new", tmp_path / "patch"
+    old.write_bytes(IMAGE[: 4096 * 100])
+    new.write_bytes(IMAGE[: 4096 * 100 - 60])
+    status, out, _ = run("delta", old, new, "-o", patch)
+    assert status == 0
+    assert f"{new} ends inside a block: apply makes it with 60 zero bytes behind it" in out
+    assert run("apply", old, patch, "-o", tmp_path / "made")[0] == 0
+    assert (tmp_path / "made").read_bytes() == new.read_bytes() + bytes(60)
+    assert "ends inside a block" not in run("delta", new, old, "-o", patch)[1]
