@@ -187,6 +187,8 @@ def test_the_command_goes_on_after_it_was_interrupted_and_the_updater_killed(tmp
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
+            # As from a person's shell: what a script runs in the background inherits that SIGINT is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no thread here
         )
         assert first.stdout is not None
         assert any("Put the medium back in" in line for line in first.stdout), "it ended by itself"
